@@ -1,0 +1,16 @@
+"""Fixtures shared by all tests."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def bccd() -> Path:
+    """Folder of the blood-cell photographs (public BCCD set in COCO form): annotations/ and images/."""
+    root = Path(os.environ.get("FASTNAS_TEST_DATA") or Path(__file__).parents[2] / "shared" / "data")
+    folder = root / "bccd"
+    if not (folder / "annotations" / "instances_train.json").is_file():
+        pytest.skip(f"no BCCD data set in {folder} (set FASTNAS_TEST_DATA to a folder that holds bccd/)")
+    return folder
