@@ -1,0 +1,90 @@
+"""The one-line form of a blueprint.
+
+    240x320/basic:11-21-21-21,base=32,stem=3x3/fpn:64/rpn:200,scale=4/rcnn:256/classes:3
+
+Components are separated by `/`: the input as HEIGHTxWIDTH, then `name:main,option=value,...` for backbone, neck, rpn and head,
+then the number of foreground classes. Options at their default are left out in the canonical form (`Blueprint.text`).
+"""
+
+import dataclasses
+import re
+
+from fastnas.blueprint.blueprint import PARTS, SLOTS, Blueprint
+from fastnas.blueprint.code import BlueprintError
+
+
+def parse(text: str) -> Blueprint:
+    """Reads the one-line form. Raises BlueprintError pointing at the offending character."""
+    found: dict[str, object] = {}
+    offset = 0
+    for component in text.split("/"):
+        slot, value = _component(component, text, offset)
+        if slot in found:
+            raise BlueprintError(f"a second {slot}", text, offset)
+        found[slot] = value
+        offset += len(component) + 1
+    for slot in ("input", *SLOTS, "classes"):
+        if slot not in found:
+            raise BlueprintError(f"no {slot} in the blueprint ({_example(slot)})", text)
+    return _at({}, text, lambda: Blueprint(**found))
+
+
+def _component(component: str, text: str, offset: int) -> tuple[str, object]:
+    if size := re.fullmatch(r"(\d+)x(\d+)", component, re.ASCII):
+        return "input", (_whole(size[1], text, offset), _whole(size[2], text, offset + size.start(2)))
+    name, colon, rest = component.partition(":")
+    if name != "classes" and name not in PARTS:
+        known = ", ".join([*PARTS, "classes"])
+        raise BlueprintError(f"unknown component {name!r} (known: HEIGHTxWIDTH, {known})", text, offset)
+    if not colon:
+        raise BlueprintError(f"{name!r} needs a value ({name}:...)", text, offset + len(name))
+    offset += len(name) + 1
+    if name == "classes":
+        return "classes", _whole(rest, text, offset)
+    part = PARTS[name]
+    types = {field.name: field.type for field in dataclasses.fields(part.cls)}
+    values: dict[str, object] = dict(part.fixed)
+    starts = {}
+    for index, item in enumerate(rest.split(",")):
+        key, equals, value = (part.main, "=", item) if index == 0 else item.partition("=")
+        start = offset if index == 0 else offset + len(key) + 1
+        if not equals or key not in types or key in dict(part.fixed):
+            options = ", ".join(field for field in types if field != part.main and field not in dict(part.fixed))
+            raise BlueprintError(f"unknown option {key!r} of {name} (known: {options or 'none'})", text, offset)
+        if key in values:
+            raise BlueprintError(f"{key!r} of {name} is given twice", text, offset)
+        values[key] = _whole(value, text, start) if types[key] is int else value
+        starts[key] = start
+        offset += len(item) + 1
+    return part.slot, _at(starts, text, lambda: part.cls(**values))
+
+
+def _at(starts: dict[str, int], text: str, make):
+    """Runs `make`; an error of the part it makes is moved to its place in the whole text."""
+    try:
+        return make()
+    except BlueprintError as error:
+        if error.position is not None:
+            raise BlueprintError(error.reason, text, starts["code"] + error.position) from None
+        places = [start for key, start in starts.items() if key in error.reason.split()]  # the reason names the field
+        raise BlueprintError(error.reason, text, places[0] if places else None) from None
+
+
+def _whole(digits: str, text: str, offset: int) -> int:
+    if not digits:
+        raise BlueprintError("a number is missing", text, min(offset, len(text) - 1) if text else None)
+    for index, character in enumerate(digits):
+        if character not in "0123456789":
+            raise BlueprintError(f"{character!r} is no digit", text, offset + index)
+    if len(digits) > 9:
+        raise BlueprintError("number too large", text, offset)
+    return int(digits)
+
+
+def _example(slot: str) -> str:
+    if slot == "input":
+        return "e.g. 240x320/..."
+    if slot == "classes":
+        return "e.g. .../classes:3"
+    names = [name for name, part in PARTS.items() if part.slot == slot]
+    return f"one of {', '.join(f'{name}:...' for name in names)}"

@@ -1,0 +1,1 @@
+"""Strategies, the study on disk and the pipelines of the three methods."""
