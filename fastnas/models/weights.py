@@ -1,0 +1,34 @@
+"""Weights files: safetensors that name the blueprint and the classes they belong to."""
+
+import json
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+from torch import Tensor, nn
+
+from fastnas.blueprint import Blueprint, parse
+from fastnas.errors import InputError
+from fastnas.files import write_atomic
+
+
+def save_weights(path: Path, model: nn.Module, blueprint: Blueprint, classes: list[str]) -> None:
+    """Writes the state dict of `model` atomically."""
+    tensors = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
+    metadata = {"format": "fastnas", "blueprint": blueprint.text, "classes": json.dumps(classes)}
+    write_atomic(path, safetensors.torch.save(tensors, metadata))
+
+
+def load_weights(path: Path | str) -> tuple[Blueprint, list[str], dict[str, Tensor]]:
+    """Reads (blueprint, class names, state dict). Raises InputError if the file is missing, damaged or of another program."""
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except FileNotFoundError:
+        raise InputError(f"no weights file {path}") from None
+    except (safetensors.SafetensorError, OSError) as error:
+        raise InputError(f"cannot read the weights {path}: {error}") from None
+    if metadata.get("format") != "fastnas":
+        raise InputError(f"{path} does not name its blueprint: it was not written by fastnas")
+    return parse(metadata["blueprint"]), json.loads(metadata["classes"]), state

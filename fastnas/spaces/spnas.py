@@ -1,0 +1,177 @@
+"""SP-NAS, serial level (Jiang et al., "SP-NAS: Serial-to-Parallel Backbone Search for Object Detection", CVPR 2020, section 3).
+
+A backbone grows by morphisms of its code: *expand* inserts a block that keeps the shape, *swap* moves a down-sampling (`-`) or a
+channel doubling (`2`) past neighbouring blocks, *add stage* appends a stage of one block. Each operation works on a genome, a
+list of stages of (digit, origin) pairs, so the origin of every block in the parent is carried along instead of guessed.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from fastnas.blueprint import Blueprint
+from fastnas.blueprint.code import BlueprintError, positions
+from fastnas.blueprint.expand import stage_block_name
+from fastnas.errors import InputError
+from fastnas.spaces.space import Mutation
+
+Gene = tuple[str, str | None]  # digit, name of the parent's block (None: new)
+Genome = list[list[Gene]]
+TRIES = 200
+
+
+@dataclass(frozen=True)
+class SerialRules:
+    """How the serial level mutates and how far it may go. The probabilities are those of *doing* the operation."""
+
+    p_expand: float = 0.5
+    p_swap: float = 0.4
+    p_add_stage: float = 0.1
+    operations: int = 2  # operations drawn for one child
+    swap: tuple[str, ...] = ("boundary", "doubling")  # what a swap may move; SP-NAS's released code moves boundaries only
+    max_step: int = 3  # blocks that a boundary is moved past at most
+    min_blocks: int = 1
+    max_blocks: int = 60
+    min_stages: int = 1
+    max_stages: int = 6
+
+
+# The rates of the first released code: three operations, each drawn uniformly and then skipped with some probability.
+VEGA_V1 = SerialRules(p_expand=0.233, p_swap=0.333, p_add_stage=0.317, operations=3, swap=("boundary",), max_stages=6)
+
+
+@dataclass(frozen=True)
+class SerialSpace:
+    """All backbones that the rules can grow from `ancestor`; neck, rpn, head and input stay as they are."""
+
+    ancestor: Blueprint
+    rules: SerialRules = field(default_factory=SerialRules)
+    name: str = "spnas"
+
+    def __post_init__(self):
+        rules = self.rules
+        total = rules.p_expand + rules.p_swap + rules.p_add_stage
+        if min(rules.p_expand, rules.p_swap, rules.p_add_stage) < 0 or not 0 < total <= 1 + 1e-9:
+            raise InputError(f"p_expand, p_swap and p_add_stage must be >= 0 and add up to 1 at most, not {total:g}")
+        if rules.operations < 1:
+            raise InputError("operations must be at least 1")
+        if not rules.swap or set(rules.swap) - {"boundary", "doubling"}:
+            raise InputError(f"swap must name boundary, doubling or both, not {list(rules.swap)}")
+        self.validate(self.ancestor)
+
+    def validate(self, blueprint: Blueprint) -> None:
+        code, rules = blueprint.backbone.code, self.rules
+        blocks, stages = len(code) - code.count("-"), blueprint.backbone.stages
+        if not rules.min_blocks <= blocks <= rules.max_blocks:
+            raise InputError(f"{code} has {blocks} blocks, the space allows {rules.min_blocks} to {rules.max_blocks}")
+        if not rules.min_stages <= stages <= rules.max_stages:
+            raise InputError(f"{code} has {stages} stages, the space allows {rules.min_stages} to {rules.max_stages}")
+
+    def sample(self, rng: np.random.Generator) -> Blueprint:
+        """The ancestor after 0 to 12 mutations."""
+        blueprint = self.ancestor
+        for _ in range(rng.integers(13)):
+            mutation = self.mutate(blueprint, rng)
+            blueprint = mutation.blueprint if mutation else blueprint
+        return blueprint
+
+    def mutate(self, parent: Blueprint, rng: np.random.Generator) -> Mutation | None:
+        """Draws `operations` operations until the child differs from the parent and lies in the space."""
+        for _ in range(TRIES):
+            genome, done = genome_of(parent.backbone.code), []
+            for _ in range(self.rules.operations):
+                genome, what = self._draw(genome, rng)
+                done += [what] if what else []
+            code = code_of(genome)
+            if code == parent.backbone.code:
+                continue
+            try:
+                child = parent.replace(backbone=_with_code(parent.backbone, code))
+                self.validate(child)
+            except (BlueprintError, InputError):
+                continue  # too many blocks, stages or channels
+            return Mutation(child, tuple(done), _block_map(genome, parent, child))
+        return None
+
+    def _draw(self, genome: Genome, rng: np.random.Generator) -> tuple[Genome, str]:
+        rules, draw = self.rules, rng.random()
+        if draw < rules.p_expand:
+            return expand(genome, rng)
+        if draw < rules.p_expand + rules.p_swap:
+            kind = rules.swap[rng.integers(len(rules.swap))]
+            return swap_boundary(genome, rng, rules.max_step) if kind == "boundary" else swap_doubling(genome, rng)
+        if draw < rules.p_expand + rules.p_swap + rules.p_add_stage and len(genome) < rules.max_stages:
+            return add_stage(genome)
+        return genome, ""
+
+
+def genome_of(code: str) -> Genome:
+    """The genome of a parent: every block is its own origin."""
+    names = [stage_block_name(at.stage, at.index) for at in positions(code)]
+    origins = iter(names)
+    return [[(digit, next(origins)) for digit in stage] for stage in code.split("-")]
+
+
+def code_of(genome: Genome) -> str:
+    return "-".join("".join(digit for digit, _ in stage) for stage in genome)
+
+
+def expand(genome: Genome, rng: np.random.Generator) -> tuple[Genome, str]:
+    """Inserts a new `1` inside a random stage, after its first block, at a place drawn uniformly over all blocks."""
+    at = int(rng.integers(sum(map(len, genome))))
+    for stage, genes in enumerate(genome):
+        if at < len(genes):
+            grown = [*genes[: at + 1], ("1", None), *genes[at + 1 :]]
+            return [*genome[:stage], grown, *genome[stage + 1 :]], f"expand stage {stage + 1} after block {at + 1}"
+        at -= len(genes)
+    raise AssertionError("unreachable: `at` counts the blocks of the genome")
+
+
+def add_stage(genome: Genome) -> tuple[Genome, str]:
+    """Appends a stage of one block that keeps the channels."""
+    return [*genome, [("1", None)]], f"add stage {len(genome) + 1}"
+
+
+def swap_boundary(genome: Genome, rng: np.random.Generator, max_step: int = 3) -> tuple[Genome, str]:
+    """Moves the boundary between two stages, and with it a down-sampling, past one to `max_step` blocks; no stage gets empty."""
+    if len(genome) < 2:
+        return genome, ""
+    left = int(rng.integers(len(genome) - 1))
+    before, after = genome[left], genome[left + 1]
+    steps = [step for step in range(-max_step, max_step + 1) if step and -len(before) < step < len(after)]
+    if not steps:
+        return genome, ""
+    step = steps[rng.integers(len(steps))]
+    joined, cut = before + after, len(before) + step
+    moved = [*genome[:left], joined[:cut], joined[cut:], *genome[left + 2 :]]
+    return moved, f"swap boundary {left + 1}|{left + 2} by {step:+d}"
+
+
+def swap_doubling(genome: Genome, rng: np.random.Generator) -> tuple[Genome, str]:
+    """Exchanges a `2` with a neighbouring `1` (also across a boundary): channels double one block earlier or later."""
+    flat = [gene for stage in genome for gene in stage]
+    pairs = [index for index in range(len(flat) - 1) if flat[index][0] != flat[index + 1][0]]
+    if not pairs:
+        return genome, ""
+    at = pairs[rng.integers(len(pairs))]
+    (first, first_origin), (second, second_origin) = flat[at], flat[at + 1]
+    flat[at], flat[at + 1] = (second, first_origin), (first, second_origin)
+    genes = iter(flat)
+    return [[next(genes) for _ in stage] for stage in genome], f"swap doubling of block {at + 1} and {at + 2}"
+
+
+def _with_code(backbone, code: str):
+    return dataclasses.replace(backbone, code=code)
+
+
+def _block_map(genome: Genome, parent: Blueprint, child: Blueprint) -> dict[str, str]:
+    """Blocks of the child that come from the parent; everything outside the backbone's stages keeps its name."""
+    blocks = {"backbone.stem": "backbone.stem", "rpn.head": "rpn.head", "head.box": "head.box"}
+    for stage, genes in enumerate(genome):
+        for index, (_, origin) in enumerate(genes):
+            if origin:
+                blocks[stage_block_name(stage, index)] = origin
+    for level in range(min(parent.backbone.stages, child.backbone.stages)):
+        blocks[f"neck.p{level + 2}"] = f"neck.p{level + 2}"
+    return blocks

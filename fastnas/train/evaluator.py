@@ -1,0 +1,103 @@
+"""The evaluator: one candidate in, its AP out. It reads and writes files of the candidate's folder and sees no database."""
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from fastnas.blueprint import Blueprint, Lineage
+from fastnas.data.dataset import DetectionData
+from fastnas.files import write_atomic
+from fastnas.models.detector import Detector, build
+from fastnas.models.inherit import inherit
+from fastnas.models.weights import load_weights, save_weights
+from fastnas.train.config import TrainConfig
+from fastnas.train.evaluate import coco_metrics, detect
+from fastnas.train.loop import Diverged, train
+
+METRICS_FILE = "metrics.jsonl"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to train. `origin`: weights to start from, mapped by `lineage`; none for a fresh start."""
+
+    blueprint: Blueprint
+    folder: Path
+    weights: str  # file name inside `folder`
+    phase: str  # search | final
+    epochs: float
+    seed: int
+    origin: Path | None = None
+    lineage: Lineage | None = None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Outcome of a job. `error` is set, and everything else meaningless, when training diverged."""
+
+    metrics: dict[str, float]
+    seconds: float
+    error: str = ""
+
+
+class Evaluator:
+    """Trains and evaluates candidates on one pair of data sets that stays decoded in memory."""
+
+    def __init__(self, train_data: DetectionData, val_data: DetectionData, config: TrainConfig):
+        self.train_data, self.val_data, self.config = train_data, val_data, config
+
+    def evaluate(self, job: Job, progress: Callable[[float], None] = lambda share: None) -> Evaluation:
+        """Trains `job` and evaluates its averaged weights. Writes `job.weights` and metrics.jsonl atomically into `job.folder`.
+
+        progress is called with the share of the training that is done, 0 to 1.
+        """
+        begin = time.monotonic()
+        torch.manual_seed(job.seed)
+        detector = build(job.blueprint)
+        lines: list[dict] = []
+        if job.origin:
+            lines.append(self._inherit(detector, job))
+
+        def log(line: dict) -> None:
+            lines.append({"phase": job.phase, **line})
+            progress(line["epoch"] / job.epochs)
+
+        metrics, error = {}, ""
+        try:
+            averaged = train(detector, self.train_data, self.config, job.epochs, job.seed, log)
+            metrics = self._score(averaged, job.phase)
+            lines.append({"phase": job.phase, "epoch": job.epochs, **metrics})
+            save_weights(job.folder / job.weights, averaged, job.blueprint, [c.name for c in self.train_data.split.classes])
+        except Diverged as diverged:
+            error = str(diverged)
+            lines.append({"phase": job.phase, "epoch": lines[-1].get("epoch", 0.0) if lines else 0.0, "error": error})
+        write_metrics(job.folder / METRICS_FILE, job.phase, lines)
+        return Evaluation(metrics, time.monotonic() - begin, error)
+
+    def _inherit(self, detector: Detector, job: Job) -> dict:
+        _, _, state = load_weights(job.origin)
+        if job.lineage is not None:
+            inherited = inherit(detector, state, job.lineage)
+            return {"phase": job.phase, "epoch": 0.0, "inherited": inherited.to_dict()}
+        detector.load_state_dict(state)
+        return {"phase": job.phase, "epoch": 0.0, "inherited": {"copied": len(state), "fresh": 0, "mismatched": []}}
+
+    def _score(self, averaged, phase: str) -> dict[str, float]:
+        results = detect(averaged, self.val_data, self.config.batch_size, self.config.precision)
+        metrics = coco_metrics(self.val_data.split, results, final=phase == "final")
+        if not all(map(math.isfinite, metrics.values())):
+            raise Diverged(f"AP is {metrics['ap']}: the detector's boxes or scores are no numbers")
+        return metrics
+
+
+def write_metrics(path: Path, phase: str, lines: list[dict]) -> None:
+    """Replaces the lines of `phase` in a metrics file and keeps those of other phases."""
+    kept = []
+    if path.is_file():
+        kept = [line for line in path.read_text().splitlines() if json.loads(line)["phase"] != phase]
+    write_atomic(path, "".join(f"{line}\n" for line in [*kept, *map(json.dumps, lines)]))
