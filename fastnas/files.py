@@ -6,6 +6,13 @@ import tempfile
 from pathlib import Path
 
 
+def cache_folder() -> Path:
+    """The user's cache folder for fastnas: FASTNAS_CACHE, else XDG_CACHE_HOME/fastnas, else ~/.cache/fastnas."""
+    if own := os.environ.get("FASTNAS_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastnas"
+
+
 def fsync_dir(folder: Path) -> None:
     """Makes renames and new names inside `folder` durable."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

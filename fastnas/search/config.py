@@ -59,7 +59,7 @@ class SearchConfig(Section):
     data: Data = Data()
     train: TrainConfig = TrainConfig()
     epochs: Epochs = Epochs()
-    finalists: int = Field(3, ge=0)  # members of the front that get the full training; the ancestor gets it too, for comparison
+    finalists: int = Field(3, ge=1)  # members of the front that get the full training; the ancestor gets it too, for comparison
     engine: str = "onnxruntime"
     table: str | None = None  # latency table; none: the user's
 

@@ -68,11 +68,8 @@ class Study:
     def create(folder: Path | str, space: str, config: dict[str, Any]) -> "Study":
         """Makes a new study for writing. Raises InputError if the folder is not empty or cannot be written."""
         folder = Path(folder)
-        if (folder / "study.db").exists():
-            raise InputError(f"{folder} already holds a study: go on with --resume, or name another folder with --out")
+        Study.check_free(folder)
         try:
-            if folder.exists() and not _is_free(folder):
-                raise InputError(f"{folder} is not an empty folder: name another one with --out")
             (folder / "candidates").mkdir(parents=True, exist_ok=True)
             lock = _lock(folder)
             write_atomic(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
@@ -91,6 +88,17 @@ class Study:
         os.replace(draft, folder / "study.db")
         fsync_dir(folder)
         return Study(folder, _connect(folder), lock)
+
+    @staticmethod
+    def check_free(folder: Path) -> None:
+        """Raises InputError unless a new study may be made in `folder`; writes nothing."""
+        if (folder / "study.db").exists():
+            raise InputError(f"{folder} already holds a study: go on with --resume, or name another folder with --out")
+        if folder.exists() and not _is_free(folder):
+            raise InputError(f"{folder} is not an empty folder: name another one with --out")
+        existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        if not os.access(existing, os.W_OK | os.X_OK):
+            raise InputError(f"cannot write to {folder} (permission denied in {existing}): name another folder with --out")
 
     @staticmethod
     def open(folder: Path | str, write: bool = False) -> "Study":
@@ -141,6 +149,11 @@ class Study:
     def environment(self) -> dict[str, Any]:
         """The environment of the latencies, empty before the first price."""
         return self._meta("environment", {})
+
+    @property
+    def data_fingerprint(self) -> dict[str, str]:
+        """SHA-256 of the annotation files that the study was begun with."""
+        return self._meta("data", {})
 
     def _meta(self, key: str, default=None):
         row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()

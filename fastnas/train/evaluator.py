@@ -69,7 +69,7 @@ class Evaluator:
 
         metrics, error = {}, ""
         try:
-            averaged = train(detector, self.train_data, self.config, job.epochs, job.seed, log)
+            averaged = train(detector, self.train_data, self.config, job.epochs, job.seed, log) if job.epochs else detector
             metrics = self._score(averaged, job.phase)
             lines.append({"phase": job.phase, "epoch": job.epochs, **metrics})
             save_weights(job.folder / job.weights, averaged, job.blueprint, [c.name for c in self.train_data.split.classes])

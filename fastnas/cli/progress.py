@@ -1,0 +1,115 @@
+"""The display of a running search on stderr: one live line on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TextColumn
+
+from fastnas.search.driver import Listener
+from fastnas.search.record import FAILED, FINISHED, REJECTED, Record
+
+
+class SearchDisplay(Listener):
+    """Candidates done, current best, and the time left, estimated from the trainings of this run."""
+
+    def __init__(self):
+        self.child_epochs = self.final_epochs = 0.0
+        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.done = self.total = self.finals = self.finalists = 0
+        self.best: Record | None = None
+        self.trained_epochs = self.trained_seconds = 0.0
+        self.bar = Progress(BarColumn(24), TextColumn("{task.description}"), console=self.console)
+        self.task = self.bar.add_task("", total=1.0)
+        self.live = Live(self.bar, console=self.console, refresh_per_second=4) if _is_terminal() else None
+        self.current = self.running = ""
+        self.since = time.monotonic()
+
+    def __enter__(self):
+        if self.live:
+            self.live.start()
+        return self
+
+    def __exit__(self, *exception):
+        if self.live:
+            self.bar.update(self.task, description="")
+            self.live.stop()
+
+    def begin(self, records, config):
+        self.total, self.finalists = config.candidates, config.finalists + 1  # the ancestor is trained along
+        self.child_epochs, self.final_epochs = config.epochs.child, config.epochs.final
+        for record in records:
+            self._count(record)
+        if records:
+            self.note(f"resumed: {self.done} of {self.total} candidates are done")
+
+    def started(self, record, phase):
+        name = f"candidate {record.id}" if phase == "search" else f"full training of candidate {record.id}"
+        self.current, self.running, self.since = f"{name} {record.blueprint.backbone.code}", phase, time.monotonic()
+        self._show(0.0)
+
+    def progress(self, share):
+        self._show(share)
+
+    def ended(self, record, phase):
+        seconds, self.running = time.monotonic() - self.since, ""
+        if phase == "final":
+            self.finals += 1
+            final, predicted = record.final, record.predicted_ms
+            self.note(
+                f"full training {record.id}: AP {final.ap:.3f} AP50 {final.ap50:.3f}, {final.latency_ms:.2f} ms measured"
+                f" ({predicted:.2f} predicted), {final.seconds:.0f} s"
+            )
+            self._learn(self.final_epochs, seconds)
+            return
+        self._count(record)
+        price = f"{record.predicted_ms:.2f} ms, {record.params / 1e6:.2f} M, {record.macs / 1e9:.2f} GMACs"
+        made = f" <- {record.lineage.parent} ({', '.join(record.lineage.operations)})" if record.lineage.parent is not None else ""
+        head = f"#{record.id} {record.blueprint.backbone.code}{made}: "
+        if record.state == REJECTED:
+            self.note(f"{head}rejected, {record.reason}")
+        elif record.state == FAILED:
+            self.note(f"{head}failed, {record.reason}")
+        else:
+            self._learn(record.epochs, record.seconds)
+            left = "" if self.live else f"; {self.done}/{self.total}, {self._left(0.0)}"
+            self.note(f"{head}AP {record.ap:.3f} AP50 {record.ap50:.3f}, {price}, {record.seconds:.0f} s{left}")
+
+    def note(self, line):
+        if self.live:
+            self.console.print(line, markup=False)
+        else:
+            print(line, file=sys.stderr, flush=True)
+
+    def _count(self, record: Record) -> None:
+        self.done += record.state in (FINISHED, FAILED)
+        self.finals += record.final is not None
+        if record.state == FINISHED and (self.best is None or record.ap > self.best.ap):
+            self.best = record
+
+    def _learn(self, epochs: float, seconds: float) -> None:
+        self.trained_epochs += epochs
+        self.trained_seconds += seconds
+
+    def _left(self, share: float) -> str:
+        """Time left: epochs still to train times the seconds that an epoch took so far."""
+        if not self.trained_epochs:
+            return "time left unknown"
+        children = max(0, self.total - self.done)
+        finals = max(0, self.finalists - self.finals)
+        epochs = children * self.child_epochs + finals * self.final_epochs
+        if self.running:
+            epochs -= share * (self.child_epochs if self.running == "search" else self.final_epochs)
+        seconds = max(0.0, epochs) * self.trained_seconds / self.trained_epochs
+        return f"about {seconds / 60:.0f} min left" if seconds >= 90 else f"about {seconds:.0f} s left"
+
+    def _show(self, share: float) -> None:
+        if self.live:
+            best = f"best AP {self.best.ap:.3f} at {self.best.predicted_ms:.2f} ms" if self.best else "no AP yet"
+            text = f"{self.done}/{self.total} candidates, {best}, {self._left(share)} | {self.current}"
+            self.bar.update(self.task, completed=share, description=text)
+
+
+def _is_terminal() -> bool:
+    return sys.stdout.isatty() and sys.stderr.isatty()

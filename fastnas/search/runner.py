@@ -1,0 +1,144 @@
+"""`run`: opens everything that a search needs, data, oracle, study, and hands it to the driver."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from fastnas.blueprint import Lineage
+from fastnas.data.coco import check_same_classes, find_annotation_file
+from fastnas.data.dataset import DetectionData, get_data
+from fastnas.data.problems import summarize, write_problems
+from fastnas.data.shapes import generate
+from fastnas.errors import InputError
+from fastnas.files import cache_folder
+from fastnas.latency import Oracle
+from fastnas.search.config import SearchConfig, apply_change, check_config, load_config
+from fastnas.search.driver import Driver, Listener, priced
+from fastnas.search.evolution import SerialEvolution
+from fastnas.search.record import REJECTED
+from fastnas.search.study import Study
+from fastnas.train.evaluator import Evaluator
+
+# What may differ when a study is resumed: everything else would mix candidates that cannot be compared.
+RESUMABLE = ("candidates", "finalists", "limits", "table", "epochs.final")
+
+
+def run(
+    space: str,
+    out: Path | str,
+    config: str | None = None,
+    changes: tuple[str, ...] = (),
+    resume: bool = False,
+    listener: Listener | None = None,
+) -> list[dict[str, Any]]:
+    """Runs or resumes a search in folder `out` and returns the entries of its pareto.json.
+
+    config: path of a YAML file (none: the demo config of the space); changes: `key.sub=value` texts applied to it.
+    Raises InputError before anything is written where the input is wrong, FastnasError where the work failed.
+    """
+    out, listener = Path(out), listener or Listener()
+    if resume:
+        with Study.open(out, write=True) as study:
+            checked = _resumed_config(study, space, config, changes)
+            train, val = _open_data(checked)
+            if study.data_fingerprint != _fingerprint(train, val):
+                raise InputError(f"the annotations in {train.split.root} changed since {out} was begun: start a new study")
+            with Oracle.open(checked.table, checked.engine) as oracle:
+                return _drive(study, checked, train, val, oracle, listener)
+    checked = _checked(load_config(space, config, changes), config or f"{space}-demo.yaml")
+    Study.check_free(out)
+    train, val = _open_data(checked)
+    with Oracle.open(checked.table, checked.engine) as oracle:
+        ancestor = priced(checked.make_space(len(train.split.classes)).ancestor, Lineage(), oracle, checked.limits)
+        if ancestor.state == REJECTED:
+            raise InputError(f"the ancestor is over a limit ({ancestor.reason}): choose a smaller ancestor or a wider limit")
+        with Study.create(out, space, checked.model_dump(mode="json")) as study:
+            study.set_meta("data", _fingerprint(train, val))
+            return _drive(study, checked, train, val, oracle, listener)
+
+
+def open_study(folder: Path | str) -> Study:
+    """Opens a study for reading. Raises InputError if the folder holds none."""
+    return Study.open(folder)
+
+
+def _drive(study: Study, config: SearchConfig, train: DetectionData, val: DetectionData, oracle: Oracle, listener: Listener):
+    """The search itself, on an open study; returns the entries of pareto.json."""
+    train.fill()
+    val.fill()
+    problems = [*train.split.problems, *train.problems, *val.split.problems, *val.problems]
+    for line in summarize(problems):
+        listener.note(f"data: {line}")
+    if problems:
+        write_problems(study.folder / "data_problems.jsonl", problems)
+    study.set_meta("environment", oracle.environment)
+    listener.note(f"data: {len(train)} training and {len(val)} validation images in {train.split.root}")
+    listener.note(f"latency: {oracle.environment['engine']} {oracle.environment['version']}, table {oracle.table.path}")
+    driver = Driver(
+        study,
+        config,
+        SerialEvolution(config.make_space(len(train.split.classes)), config.seed),
+        Evaluator(train.subset(config.data.fraction, config.seed), val, config.train),
+        Evaluator(train, val, config.train),
+        oracle,
+        listener,
+    )
+    return driver.run()
+
+
+def _open_data(config: SearchConfig) -> tuple[DetectionData, DetectionData]:
+    """Training and validation data at the ancestor's input size; without a data folder the generated set, made if needed."""
+    size = config.make_space(1).ancestor.input
+    root = Path(config.data.root) if config.data.root else None
+    if root is None:
+        g = config.data.generated
+        name = f"shapes-{size[0]}x{size[1]}-{g.classes}-{g.train}-{g.val}-{g.seed}"
+        root = generate(cache_folder() / "generated" / name, g.seed, g.train, g.val, size, g.classes)
+    train, val = get_data(root, "train", size), get_data(root, "val", size)
+    check_same_classes(train.split, val.split)
+    return train, val
+
+
+def _checked(data: dict[str, Any], name: str) -> SearchConfig:
+    """The checked configuration, with the data folder made absolute."""
+    config = check_config(data, name)
+    if not config.data.root:
+        return config
+    section = config.data.model_copy(update={"root": str(Path(config.data.root).resolve())})
+    return config.model_copy(update={"data": section})
+
+
+def _resumed_config(study: Study, space: str, config: str | None, changes: tuple[str, ...]) -> SearchConfig:
+    """The study's configuration with the changes that a resumed study may have."""
+    if study.space != space:
+        raise InputError(f"{study.folder} belongs to the space {study.space!r}, not {space!r}: name its space, or another --out")
+    stored = study.config
+    data = load_config(space, config) if config else study.config
+    for change in changes:
+        apply_change(data, change)
+    checked = _checked(data, config or str(study.folder / "config.yaml"))
+    wanted = checked.model_dump(mode="json")
+    different = [key for key in _different(stored, wanted) if not key.startswith(RESUMABLE)]
+    if different:
+        raise InputError(f"{study.folder} was begun with another {', '.join(different)}: leave that, or start a new study")
+    if wanted != stored:
+        study.set_config(wanted)
+    return checked
+
+
+def _different(a: dict, b: dict, prefix: str = "") -> list[str]:
+    """Dotted keys whose values differ."""
+    keys = []
+    for key in a.keys() | b.keys():
+        left, right = a.get(key), b.get(key)
+        if isinstance(left, dict) and isinstance(right, dict):
+            keys += _different(left, right, f"{prefix}{key}.")
+        elif left != right:
+            keys.append(f"{prefix}{key}")
+    return sorted(keys)
+
+
+def _fingerprint(train: DetectionData, val: DetectionData) -> dict[str, str]:
+    """Hashes of the annotation files, so that a study is never resumed on other data."""
+    files = {data.split.split: find_annotation_file(data.split.root, data.split.split) for data in (train, val)}
+    return {split: hashlib.sha256(file.read_bytes()).hexdigest() for split, file in files.items()}
