@@ -3,7 +3,11 @@
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+hypothesis.settings.register_profile("fastnas", deadline=None, max_examples=50, derandomize=True)  # machines may be busy
+hypothesis.settings.load_profile("fastnas")
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from fastnas.errors import FastnasError
 from fastnas.files import write_atomic
 from fastnas.search.config import Limits, SearchConfig
 from fastnas.search.evolution import SerialEvolution
-from fastnas.search.pareto import pareto_front, spread
+from fastnas.search.front import finalists, pareto_entries
 from fastnas.search.record import FAILED, FINISHED, REJECTED, WAITING, Final, Record
 from fastnas.search.study import Study
 from fastnas.train.evaluator import Evaluation, Evaluator, Job
@@ -145,39 +145,3 @@ def priced(blueprint: Blueprint, lineage: Lineage, oracle: Prices, limits: Limit
     state = REJECTED if reasons else WAITING
     costs = (network.params, network.macs, price.predicted, price.low, price.high)
     return Record(-1, blueprint, lineage, state, *costs, reason="; ".join(reasons))
-
-
-def search_front(records: list[Record]) -> list[Record]:
-    """Finished candidates that no other dominates in search-time AP and predicted latency."""
-    return pareto_front([r for r in records if r.state == FINISHED], lambda r: r.objectives)
-
-
-def finalists(records: list[Record], count: int) -> list[Record]:
-    """Members of the front that get the full training, and the ancestor as the yardstick they are compared with."""
-    chosen = spread(search_front(records), count, lambda r: r.objectives)
-    ancestor = [r for r in records if r.lineage.parent is None and r.state == FINISHED and r not in chosen]
-    return chosen + ancestor
-
-
-def final_front(records: list[Record]) -> list[Record]:
-    """Fully trained candidates that no other dominates in final AP and whole-network latency."""
-    return pareto_front([r for r in records if r.final], lambda r: (1 - r.final.ap, r.final.latency_ms))
-
-
-def pareto_entries(records: list[Record]) -> list[dict]:
-    """The content of pareto.json, fastest first; `ap` and `weights` are those of the full training."""
-    return [
-        {
-            "id": record.id,
-            "text": record.blueprint.text,
-            "blueprint": record.blueprint.to_dict(),
-            "ap": record.final.ap,
-            "ap50": record.final.ap50,
-            "latency_ms": record.final.latency_ms,
-            "predicted_ms": record.predicted_ms,
-            "params": record.params,
-            "macs": record.macs,
-            "weights": record.final.weights,
-        }
-        for record in sorted(final_front(records), key=lambda r: r.final.latency_ms)
-    ]

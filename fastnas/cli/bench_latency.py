@@ -1,0 +1,181 @@
+"""`fastnas bench-latency`: fills the latency table and compares its sums with whole networks."""
+
+import sys
+import time
+from statistics import fmean, median
+
+import click
+
+from fastnas.blueprint import Blueprint, expand, load
+from fastnas.cli.main import common_options
+from fastnas.errors import InputError
+
+QUERIES = 2000
+
+
+@click.command()
+@click.argument("blueprints", metavar="[BLUEPRINT]...", nargs=-1)
+@click.option("--space", metavar="NAME|all", help="Networks sampled from this space (default without BLUEPRINT: all).")
+@click.option("--config", metavar="FILE", type=click.Path(), help="Configuration of the space (default: its demo config).")
+@click.option("--networks", metavar="N", type=click.IntRange(min=1), default=8, show_default=True, help="How many to sample.")
+@click.option("--engine", metavar="NAME[:PRECISION]", default="onnxruntime", show_default=True, help="What measures.")
+@click.option("--table", metavar="FILE", type=click.Path(), help="Latency table to fill (default: the user's).")
+@common_options
+def command(blueprints, space, config, networks, engine, table, as_json):
+    """Measure the blocks of BLUEPRINTs (or of networks sampled from a space) that the latency table lacks.
+
+    Then times every network whole, twice, and prints predicted beside measured. Every block is stored when it is measured: after
+    Ctrl-C the next call goes on where this one stopped. A BLUEPRINT is a preset name, a one-line form, or a .json or .yaml file.
+    """
+    from fastnas.latency import Oracle
+
+    if config and (space or "all") == "all":
+        raise InputError("--config needs --space NAME: the space that it configures")
+    chosen = [load(blueprint)[1] for blueprint in blueprints]
+    if space or not blueprints:
+        chosen += _samples(space or "all", config, networks)
+    chosen = list(dict.fromkeys(chosen))
+    with Oracle.open(table, engine) as oracle:
+        result = _bench(oracle, chosen)
+        if not as_json:
+            _print(result, oracle, chosen if blueprints else [])
+    return result
+
+
+def _bench(oracle, blueprints: list[Blueprint]) -> dict:
+    note = _Progress()
+    measured = oracle.fill(blueprints, lambda done, total, pair: note(f"block {done + 1}/{total}: {pair[0].op}", done, total))
+    note.end(f"{measured} blocks measured, {oracle.entries()} in {oracle.table.path}")
+    first, second, seconds = [], [], []
+    for values in (first, second):  # two passes, so that the repeat error holds the machine's slow changes
+        for blueprint in blueprints:
+            note(f"whole network {len(seconds) + 1}/{2 * len(blueprints)}", len(seconds), 2 * len(blueprints))
+            start = time.perf_counter()
+            values.append(oracle.measure_whole(blueprint).median_ms)
+            seconds.append(time.perf_counter() - start)
+    note.end(f"{len(blueprints)} networks timed whole")
+    prices = [oracle(blueprint) for blueprint in blueprints]
+    truth = [fmean(pair) for pair in zip(first, second, strict=True)]
+    return {
+        "environment": oracle.environment,
+        "entries": oracle.entries(),
+        "networks": [
+            {"text": b.text, "measured_ms": t, "predicted_ms": p.predicted, "low_ms": p.low, "high_ms": p.high}
+            for b, t, p in zip(blueprints, truth, prices, strict=True)
+        ],
+        "blocks": [{"network": b.text, **row.to_dict()} for b in blueprints for row in oracle.blocks(b)],
+        "accuracy": _accuracy(prices, truth, first, second, [expand(b).macs for b in blueprints]),
+        **_query_times(oracle, blueprints),
+        "whole_network_ms": 1e3 * fmean(seconds),
+    }
+
+
+def _accuracy(prices, truth, first, second, macs) -> dict:
+    """Of the plain sum of blocks: nothing is calibrated, so every network is unseen."""
+    from fastnas.latency import accuracy
+
+    predicted = [price.predicted for price in prices]
+    figures = {
+        "n": len(truth),
+        "mape": accuracy.mape(predicted, truth),
+        "within_5": accuracy.within(5, predicted, truth),
+        "within_10": accuracy.within(10, predicted, truth),
+        "repeat_mape": accuracy.mape(first, second),
+        "calibration_networks": 0,
+        "interval_coverage": accuracy.coverage([p.low for p in prices], [p.high for p in prices], truth),
+    }
+    if len(truth) >= 3:
+        figures["kendall_tau"] = accuracy.kendall_tau(predicted, truth)
+        figures["macs_mape"] = accuracy.proportional_mape(macs, truth)
+        figures["macs_kendall_tau"] = accuracy.kendall_tau(macs, truth)
+    return figures
+
+
+def _query_times(oracle, blueprints: list[Blueprint]) -> dict:
+    """Microseconds of one query: of a blueprint asked before, and of a new one whose blocks are all in the table."""
+    clock, known, new = time.perf_counter, [], []
+    for index in range(QUERIES):
+        blueprint = blueprints[index % len(blueprints)]
+        start = clock()
+        oracle(blueprint)
+        known.append(clock() - start)
+    for blueprint in blueprints * 5:
+        oracle.forget(blueprint)
+        start = clock()
+        oracle(blueprint)
+        new.append(clock() - start)
+    return {"query_us": 1e6 * median(known), "new_query_us": 1e6 * median(new)}
+
+
+def _samples(space: str, config: str | None, count: int) -> list[Blueprint]:
+    """The ancestor of each space and distinct blueprints sampled from it, the same ones every time."""
+    import numpy as np
+
+    from fastnas.blueprint import parse
+    from fastnas.search.config import SPACES, check_config, load_config
+
+    found: dict[Blueprint, None] = {}
+    for name in SPACES if space == "all" else [space]:
+        checked = check_config(load_config(name, config), config or f"{name}-demo.yaml")
+        made = checked.make_space(parse(checked.ancestor).classes)
+        random, own = np.random.default_rng(0), {made.ancestor: None}
+        for _ in range(20 * count):
+            if len(own) == count:
+                break
+            own[made.sample(random)] = None
+        found |= own
+    return list(found)
+
+
+class _Progress:
+    """One line on stderr: rewritten in place on a terminal, else printed now and then."""
+
+    def __init__(self):
+        self._live, self._started, self._said = sys.stderr.isatty(), time.monotonic(), 0.0
+
+    def __call__(self, text: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if done == 0:
+            self._started = now
+        left = f", about {(now - self._started) / done * (total - done):.0f} s left" if done else ""
+        if self._live:
+            print(f"\r\x1b[K{text}{left}", end="", file=sys.stderr, flush=True)
+        elif now - self._said > 5:
+            self._said = now
+            print(f"{text}{left}", file=sys.stderr, flush=True)
+
+    def end(self, text: str) -> None:
+        print(f"\r\x1b[K{text}" if self._live else text, file=sys.stderr, flush=True)
+
+
+def _print(result: dict, oracle, blueprints: list[Blueprint]) -> None:
+    environment, accuracy = result["environment"], result["accuracy"]
+    engine = f"{environment['engine']} {environment['version']} {environment['precision']}, {environment['threads']} thread"
+    click.echo(f"{engine} on {environment['device']}; {result['entries']} blocks in {oracle.table.path}")
+    for blueprint in blueprints:
+        click.echo(f"\n{blueprint.text}\n{'block':28} {'uses':>4} {'ms':>9}")
+        for row in oracle.blocks(blueprint):
+            click.echo(f"{row.name:28} {row.count:4} {row.ms:9.3f}")
+    click.echo(f"\n{'measured':>9} {'predicted':>9} {'error':>7}  {'interval':19}  network")
+    for row in result["networks"]:
+        error = 100 * (row["predicted_ms"] / row["measured_ms"] - 1)
+        interval = f"{row['low_ms']:.2f} to {row['high_ms']:.2f}"
+        click.echo(f"{row['measured_ms']:9.2f} {row['predicted_ms']:9.2f} {error:+6.1f}%  {interval:19}  {row['text']}")
+    click.echo(
+        f"\n{accuracy['n']} networks: mean error {accuracy['mape']:.1f} %, within 5 % {accuracy['within_5']:.0f} %,"
+        f" within 10 % {accuracy['within_10']:.0f} %, inside the interval {accuracy['interval_coverage']:.0f} %"
+    )
+    click.echo(f"timing a network again differs by {accuracy['repeat_mape']:.1f} %")
+    if accuracy["n"] >= 3:
+        click.echo(
+            f"Kendall tau {_number(accuracy['kendall_tau'])}; from MACs alone: mean error {accuracy['macs_mape']:.1f} %,"
+            f" tau {_number(accuracy['macs_kendall_tau'])}"
+        )
+    click.echo(
+        f"a query takes {result['query_us']:.1f} us ({result['new_query_us']:.0f} us for a new blueprint),"
+        f" timing a whole network {result['whole_network_ms']:.0f} ms"
+    )
+
+
+def _number(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.2f}"

@@ -1,0 +1,98 @@
+"""The one-line form: round trips, and errors that point at the offending character."""
+
+import dataclasses
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastnas.blueprint import Blueprint, BlueprintError, parse
+from fastnas.blueprint.text import PARTS
+from tests.strategies import blueprints
+
+GOOD = "240x320/basic:11-21-21-21,base=32,stem=3x3/fpn:64/rpn:200,scale=4/rcnn:256/classes:3"
+
+
+@given(blueprints())
+def test_text_and_json_round_trip(blueprint):
+    assert parse(blueprint.text) == blueprint
+    assert parse(blueprint.text).text == blueprint.text
+    assert Blueprint.from_dict(blueprint.to_dict()) == blueprint
+    assert hash(parse(blueprint.text)) == hash(blueprint)
+
+
+def test_defaults_are_left_out():
+    assert parse(GOOD).text == GOOD
+    assert parse(GOOD.replace(",base=32", ",base=64")).text == GOOD.replace(",base=32", "")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "character"),
+    [
+        ("11-21-21-21", "11-2x-21", "x"),
+        ("11-21-21-21", "11--21", "-"),
+        ("11-21-21-21", "-11", "-"),
+        ("11-21-21-21", "11-", "-"),
+        ("fpn:64", "fpn:6q", "q"),
+        ("240x320", "240x32o", "2"),
+        ("base=32", "base=33", "3"),
+        ("base=32", "bass=32", "b"),
+        ("stem=3x3", "stem=5x5", "5"),
+        ("fpn:64", "fpn", "/"),
+        ("rpn:200", "rnp:200", "r"),
+        ("classes:3", "classes:0", None),
+        ("/rcnn:256", "", None),
+        ("/rcnn:256", "/rcnn:256/rcnn:256", "r"),
+        ("scale=4", "scale=4,scale=4", "s"),
+        ("fpn:64", "fpn:99999999999999", "9"),
+    ],
+)
+def test_errors_point_at_the_character(old, new, character):
+    text = GOOD.replace(old, new, 1)
+    with pytest.raises(BlueprintError) as caught:
+        parse(text)
+    error = caught.value
+    assert "\n" not in str(error)
+    if character is None:
+        assert error.position is None
+    else:
+        assert text[error.position] == character
+        assert f"»{character}«" in str(error)
+        assert f"at character {error.position + 1}" in str(error)
+
+
+@given(st.text(max_size=60) | st.from_regex(r"\d+x\d+/[a-z0-9]+:[-12x]*[,=a-z0-9]*(/[a-z]+:\d*){0,4}", fullmatch=True))
+def test_any_text_gives_a_blueprint_or_one_line(text):
+    try:
+        blueprint = parse(text)
+    except BlueprintError as error:
+        assert len(str(error).splitlines()) == 1
+    else:
+        assert parse(blueprint.text) == blueprint
+
+
+def test_every_part_has_integer_or_text_fields():
+    for part in PARTS.values():
+        assert {field.type for field in dataclasses.fields(part.cls)} <= {int, str}
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["kind", "code", "channels", "input"]), inner),
+    max_leaves=6,
+)
+
+
+@given(blueprints(), st.data())
+def test_any_json_gives_a_blueprint_or_one_line(blueprint, data):
+    document = blueprint.to_dict()
+    key = data.draw(st.sampled_from(list(document)))
+    part = document[key]
+    if isinstance(part, dict) and data.draw(st.booleans()):
+        part[data.draw(st.sampled_from([*part, "other"]))] = data.draw(JSON)
+    else:
+        document[key] = data.draw(JSON)
+    try:
+        assert isinstance(Blueprint.from_dict(document).text, str)
+    except BlueprintError as error:
+        assert len(str(error).splitlines()) == 1

@@ -1,0 +1,96 @@
+"""`fastnas bench-latency` as a process and in-process: JSON, resuming, interruption, bad input."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner
+
+from fastnas.blueprint import expand, parse
+from fastnas.cli.bench_latency import command
+from fastnas.errors import InputError
+from fastnas.latency.table import LatencyTable
+
+SMALL = "64x64/basic:1-2,base=8/fpn:8/rpn:20,topk=50/rcnn:16,detections=10/classes:3"
+OTHERS = [SMALL.replace("basic:1-2", f"basic:{code}") for code in ("1-21", "12-1")]
+
+
+def run(*arguments) -> dict:
+    done = CliRunner().invoke(command, [*map(str, arguments), "--json"], catch_exceptions=False)
+    assert done.exit_code == 0
+    return json.loads(done.stdout)
+
+
+def test_json(tmp_path):
+    table = tmp_path / "latency.db"
+    result = run(SMALL, *OTHERS, "--table", table)
+    assert result["environment"]["engine"] == "onnxruntime" and result["environment"]["threads"] == 1
+    texts = [parse(text).text for text in (SMALL, *OTHERS)]
+    assert [network["text"] for network in result["networks"]] == texts
+    distinct = {pair for text in texts for pair in expand(parse(text)).prices()}
+    assert result["entries"] == len(distinct)
+    for network in result["networks"]:
+        assert 0 < network["low_ms"] < network["predicted_ms"] < network["high_ms"] and network["measured_ms"] > 0
+        rows = [block["ms"] for block in result["blocks"] if block["network"] == network["text"]]
+        assert sum(rows) == pytest.approx(network["predicted_ms"])
+    accuracy = result["accuracy"]
+    assert accuracy["n"] == 3 and accuracy["calibration_networks"] == 0 and accuracy["mape"] >= 0
+    assert set(accuracy) >= {"within_5", "within_10", "kendall_tau", "repeat_mape", "interval_coverage", "macs_mape"}
+    assert 0 < result["query_us"] < result["new_query_us"] < 1e3 * result["whole_network_ms"]
+
+    again = run(SMALL, "--table", table)
+    assert again["entries"] == result["entries"] and again["accuracy"]["n"] == 1
+    assert again["networks"][0]["predicted_ms"] == result["networks"][0]["predicted_ms"], "nothing was measured anew"
+
+
+def test_text(tmp_path):
+    done = CliRunner().invoke(command, [SMALL, "--table", str(tmp_path / "latency.db")], catch_exceptions=False)
+    for word in ("backbone.stage2.block1", "head.detections", "predicted", "1 networks: mean error"):
+        assert word in done.stdout
+    assert "blocks measured" in done.stderr and "blocks measured" not in done.stdout
+
+
+def test_bad_input(tmp_path):
+    photo = tmp_path / "photo.db"
+    photo.write_text("no table")
+    for arguments, message in [
+        ([SMALL, "--table", photo], "is no latency table"),
+        ([SMALL, "--engine", "onnx"], "unknown engine 'onnx'"),
+        (["--space", "nospace"], "unknown space 'nospace'"),
+        (["--config", "file.yaml"], "--config needs --space"),
+        (["1x1/nothing"], "nothing"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            CliRunner().invoke(command, list(map(str, arguments)), catch_exceptions=False)
+    assert photo.read_text() == "no table" and sorted(os.listdir(tmp_path)) == ["photo.db"]
+
+
+def test_interrupting_keeps_what_was_measured(tmp_path):
+    table = tmp_path / "latency.db"
+    code = "from fastnas.cli import main; main()"
+    arguments = [sys.executable, "-c", code, "bench-latency", "--space", "spnas", "--table", str(table)]
+    process = subprocess.Popen(arguments, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert "block 1/" in process.stderr.readline()
+        while _entries(table) < 3:
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        out, errors = process.communicate(timeout=20)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 130 and not out and "fastnas: interrupted" in errors and "Traceback" not in errors
+    assert 3 <= _entries(table) < 20
+
+
+def _entries(path) -> int:
+    if not path.exists():
+        return 0
+    table = LatencyTable(path, writable=False)
+    try:
+        return sum(environment["entries"] for environment in table.environments())
+    finally:
+        table.close()

@@ -1,0 +1,101 @@
+"""The module is built from the blocks that are counted, and detects as torchvision's Faster R-CNN does."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision.models.detection import fasterrcnn_resnet50_fpn
+
+from fastnas.blueprint import PRESETS, expand, parse
+from fastnas.models import build
+from fastnas.models.detector import Detector
+from tests.strategies import blueprints
+
+
+@settings(max_examples=40)
+@given(blueprints())
+def test_counted_equals_built(blueprint):
+    """Parameters, MACs and every output shape, for random blueprints."""
+    network = expand(blueprint)
+    with torch.device("meta"):
+        detector = Detector(network)
+    modules = detector.blocks
+    assert sum(p.numel() for p in detector.parameters()) == network.params
+    for block in network.blocks:
+        module = modules.get(block.name)
+        assert sum(p.numel() for p in module.parameters()) == block.params if module else block.params == 0
+        if module is None or block.name == "head.pool":  # boxes in, boxes out; RoIAlign needs real boxes
+            assert block.macs == 0
+            continue
+        macs = 0
+        for use in block.uses:
+            with FlopCounterMode(display=False) as counter:
+                outputs = module.eval()(*(torch.empty(shape, device="meta") for shape in use.input_shapes))
+            macs += counter.get_total_flops() // 2
+            outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+            assert tuple(tuple(output.shape) for output in outputs) == use.output_shapes
+        assert macs == block.macs
+
+
+@pytest.mark.parametrize("size", [(64, 64), (75, 101)])
+def test_it_runs_at_any_size_and_returns_boxes_inside(size):
+    blueprint = parse(f"{size[0]}x{size[1]}/basic:1-2-1,base=8,stem=3x3/fpn:16/rpn:20,scale=4/rcnn:16/classes:3")
+    torch.manual_seed(0)
+    found = build(blueprint).eval()(torch.randn(2, 3, *size))
+    assert len(found) == 2
+    for image in found:
+        boxes = image["boxes"]
+        assert (boxes[:, :2] >= 0).all() and (boxes[:, 2] <= size[1]).all() and (boxes[:, 3] <= size[0]).all()
+        assert set(image["labels"].tolist()) <= {1, 2, 3}
+        assert (image["scores"].diff() <= 0).all()
+
+
+def as_torchvision(name: str) -> str:
+    """Our parameter name -> torchvision's, for a ResNet-50 Faster R-CNN with FPN."""
+    if name.startswith("backbone.stem."):
+        return f"backbone.body.{name.removeprefix('backbone.stem.').replace('norm', 'bn')}"
+    if name.startswith("backbone.stage"):
+        _, stage, block, rest = name.split(".", 3)
+        rest = rest.replace("downsample.conv", "downsample.0").replace("downsample.norm", "downsample.1").replace("norm", "bn")
+        return f"backbone.body.layer{stage[5:]}.{int(block[5:]) - 1}.{rest}"
+    if name.startswith("neck.p"):
+        _, level, part, leaf = name.split(".")
+        return f"backbone.fpn.{'inner' if part == 'lateral' else 'layer'}_blocks.{int(level[1:]) - 2}.0.{leaf}"
+    if name.startswith("rpn.head.conv."):
+        return name.replace("rpn.head.conv.", "rpn.head.conv.0.0.")
+    if name.startswith("head.box.fc"):
+        return name.replace("head.box.", "roi_heads.box_head.")
+    return name.replace("head.box.", "roi_heads.box_predictor.") if name.startswith("head.") else name
+
+
+@pytest.fixture(scope="module")
+def twins():
+    """Ours and torchvision's Faster R-CNN R50-FPN with the same weights, at 192x256."""
+    torch.manual_seed(0)
+    peer = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, min_size=192, max_size=256)
+    for module in peer.modules():  # statistics of real activations, so that nothing saturates
+        if hasattr(module, "running_var"):
+            module.momentum = None
+    with torch.no_grad():
+        peer.backbone.train()(torch.randn(2, 3, 192, 256))
+    torch.nn.init.normal_(peer.roi_heads.box_predictor.cls_score.weight, std=0.05)
+    torch.nn.init.normal_(peer.roi_heads.box_predictor.bbox_pred.weight, std=0.02)
+    torch.nn.init.normal_(peer.rpn.head.cls_logits.weight, std=0.02)
+    ours = build(PRESETS["fasterrcnn-r50-fpn"].replace(input=(192, 256)))
+    theirs = peer.state_dict()
+    ours.load_state_dict({name: theirs.get(as_torchvision(name), torch.zeros((), dtype=torch.int64)) for name in ours.state_dict()})
+    return ours.eval(), peer.eval()
+
+
+def test_detections_equal_torchvision(twins):
+    ours, peer = twins
+    image = torch.rand(2, 3, 192, 256, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = peer(list(image))
+        mean, std = torch.tensor(peer.transform.image_mean), torch.tensor(peer.transform.image_std)
+        found = ours((image - mean[:, None, None]) / std[:, None, None])
+    assert sum(len(e["scores"]) for e in expected) > 20, "the test compares too little"
+    for own, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(own["scores"], other["scores"], rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(own["boxes"], other["boxes"], rtol=1e-3, atol=1e-2)
+        assert torch.equal(own["labels"], other["labels"])

@@ -1,0 +1,87 @@
+"""Weight inheritance along the lineage."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastnas.blueprint import Lineage, expand, parse
+from fastnas.errors import FastnasError
+from fastnas.models import build
+from fastnas.models.inherit import inherit
+from fastnas.spaces import SerialRules, SerialSpace
+
+PARENT = "64x80/{block}:1-21-2,base=16,stem=3x3,norm={norm}/fpn:16/rpn:20,scale=4/rcnn:16/classes:3"
+
+
+def trained(blueprint):
+    """A detector whose every tensor was moved away from its initial value, as training does."""
+    detector = build(blueprint)
+    with torch.no_grad():
+        for tensor in detector.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.add_(torch.rand_like(tensor) * 0.2)
+    return detector.eval()
+
+
+def dense(detector, images):
+    values = detector.eval().dense(images)
+    return [values[f"neck.p{level}"] for level in range(2, 5)] + [values[f"rpn.scores{level}"] for level in range(2, 5)]
+
+
+@pytest.mark.parametrize("block", ["basic", "bottleneck", "resnext32x4d"])
+@pytest.mark.parametrize("norm", ["bn", "gn"])
+@torch.no_grad()
+def test_expand_keeps_the_function(block, norm):
+    """The child's output equals the parent's right after expand, bit for bit up to float rounding."""
+    torch.manual_seed(0)
+    parent_blueprint = parse(PARENT.format(block=block, norm=norm))
+    space = SerialSpace(parent_blueprint, SerialRules(p_expand=1.0, p_swap=0, p_add_stage=0, operations=3))
+    parent, images = trained(parent_blueprint), torch.randn(2, 3, 64, 80)
+    for seed in range(4):
+        mutation = space.mutate(parent_blueprint, np.random.default_rng(seed))
+        child = build(mutation.blueprint)
+        report = inherit(child, parent.state_dict(), Lineage(0, mutation.operations, mutation.blocks))
+        assert not report.mismatched and len(expand(mutation.blueprint).blocks) == len(expand(parent_blueprint).blocks) + 3
+        for own, other in zip(dense(child, images), dense(parent, images), strict=True):
+            torch.testing.assert_close(own, other, rtol=0, atol=0)
+
+
+@torch.no_grad()
+def test_a_new_stage_leaves_the_finer_levels_as_they_were():
+    blueprint = parse(PARENT.format(block="basic", norm="bn"))
+    space = SerialSpace(blueprint, SerialRules(p_expand=0, p_swap=0, p_add_stage=1.0, operations=1))
+    mutation = space.mutate(blueprint, np.random.default_rng(0))
+    parent, child, images = trained(blueprint), build(mutation.blueprint), torch.randn(1, 3, 64, 80)
+    inherit(child, parent.state_dict(), Lineage(0, mutation.operations, mutation.blocks))
+    for own, other in zip(dense(child, images)[:3], dense(parent, images)[:3], strict=True):
+        torch.testing.assert_close(own, other, rtol=0, atol=0)
+
+
+@settings(max_examples=20)
+@given(st.integers(0, 10**6))
+def test_every_tensor_is_copied_fresh_or_mismatched(seed):
+    rng = np.random.default_rng(seed)
+    blueprint = parse(PARENT.format(block="basic", norm="bn"))
+    mutation = SerialSpace(blueprint, SerialRules(operations=3)).mutate(blueprint, rng)
+    parent, child = trained(blueprint), build(mutation.blueprint)
+    before = {name: tensor.clone() for name, tensor in child.state_dict().items()}
+    report = inherit(child, parent.state_dict(), Lineage(0, mutation.operations, mutation.blocks))
+    after, source = child.state_dict(), parent.state_dict()
+    assert sorted(report.copied + report.fresh + report.mismatched) == sorted(after)
+    for name in report.copied:
+        block, key = next((b, name[len(b) + 1 :]) for b in child.blocks if name.startswith(f"{b}."))
+        tensor = source[f"{mutation.blocks[block]}.{key}"]
+        assert torch.equal(after[name], tensor) or "norm" in name, "copied, or silenced with its block"
+    for name in report.fresh + report.mismatched:
+        if "norm" not in name and "lateral" not in name:
+            assert torch.equal(after[name], before[name])
+    found = child.eval()(torch.randn(1, 3, 64, 80))
+    assert all(torch.isfinite(value).all() for value in found[0].values())
+
+
+def test_a_load_in_which_nothing_fits_is_refused():
+    blueprint = parse(PARENT.format(block="basic", norm="bn"))
+    with pytest.raises(FastnasError, match="another network"):
+        inherit(build(blueprint), {"x": torch.zeros(1)}, Lineage(7, (), {"backbone.stem": "backbone.stem"}))
