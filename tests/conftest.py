@@ -18,3 +18,19 @@ def bccd() -> Path:
     if not (folder / "annotations" / "instances_train.json").is_file():
         pytest.skip(f"no BCCD data set in {folder} (set FASTNAS_TEST_DATA to a folder that holds bccd/)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def faster_rcnn_twins():
+    """(ours, torchvision's) Faster R-CNN R50-FPN with the same weights, for images of 192x256."""
+    from tests.twins import faster_rcnn_twins
+
+    return faster_rcnn_twins()
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory) -> Path:
+    """A small generated data set: 24 training and 12 validation images of 64x80 with three classes."""
+    from fastnas.data.shapes import generate
+
+    return generate(tmp_path_factory.mktemp("data") / "shapes", seed=1, train=24, val=12, size=(64, 80), classes=3)

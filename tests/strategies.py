@@ -18,7 +18,8 @@ def codes(draw, max_stages: int = 5, max_blocks: int = 3, max_doublings: int = 4
 def blueprints(draw) -> Blueprint:
     block = draw(st.sampled_from(["basic", "bottleneck", "resnext32x4d"]))
     base = draw(st.sampled_from([16, 32] if block == "resnext32x4d" else [8, 16, 24]))
-    backbone = SerialBackbone(block, draw(codes()), base, draw(st.sampled_from(["7x7", "3x3"])), draw(st.sampled_from(["bn", "gn"])))
+    stem, norm = draw(st.sampled_from(["7x7", "3x3"])), draw(st.sampled_from(["bn", "gn"]))
+    backbone = SerialBackbone(block, draw(codes()), base, stem, norm)
     sides = st.integers(33, 150)
     return Blueprint(
         (draw(sides), draw(sides)),

@@ -1,4 +1,4 @@
-"""Drawings of backbones: a box a block, its height after the resolution and its width after the channels, new blocks in colour."""
+"""Drawings of backbones: a box a block, its height after the resolution and its width after the channels, new blocks in color."""
 
 import math
 from dataclasses import dataclass

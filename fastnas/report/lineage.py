@@ -3,7 +3,7 @@
 from collections import defaultdict
 from dataclasses import dataclass
 
-from fastnas.report import colours, units
+from fastnas.report import colors, units
 from fastnas.report.facts import Facts
 from fastnas.report.front import is_scored
 from fastnas.report.html import Html, join, tag
@@ -42,7 +42,7 @@ def lineage_svg(facts: Facts) -> Html:
     nodes, edges = _layout(facts.records)
     few = len(facts.records) <= MANY
     sizes = Sizes(222, 32, 92, 22, 12, True) if few else Sizes(124, 15, 78, 13, 9, False)
-    low, high = colours.scale([record.ap for record in facts.records if is_scored(record)])
+    low, high = colors.scale([record.ap for record in facts.records if is_scored(record)])
     width = max((node.column for node in nodes), default=0) * sizes.column + sizes.width + 16
     height = (max((node.row for node in nodes), default=0) + 1) * sizes.row + 8
     drawn = [*(_edge(*edge, sizes) for edge in edges), *(_node(node, facts, low, high, sizes) for node in nodes)]
@@ -115,10 +115,10 @@ def _children(records: list[Record]) -> dict[int | None, list[Node]]:
 def _node(node: Node, facts: Facts, low: float, high: float, sizes: Sizes) -> Html:
     x, y = _place(node, sizes)
     record = node.record
-    colour = colours.of_ap(record.ap, low, high) if len(node.records) == 1 and record.state == FINISHED else None
-    classes = ["node", *(["front"] if record in facts.front.members else []), *([] if colour else ["none"])]
+    color = colors.of_ap(record.ap, low, high) if len(node.records) == 1 and record.state == FINISHED else None
+    classes = ["node", *(["front"] if record in facts.front.members else []), *([] if color else ["none"])]
     box = tag(
-        "rect", x=x, y=y, width=sizes.width, height=sizes.height, rx=sizes.height / 2, style=f"fill:{colour[0]}" if colour else None
+        "rect", x=x, y=y, width=sizes.width, height=sizes.height, rx=sizes.height / 2, style=f"fill:{color[0]}" if color else None
     )
     text = tag(
         "text",
@@ -126,7 +126,7 @@ def _node(node: Node, facts: Facts, low: float, high: float, sizes: Sizes) -> Ht
         x=x + sizes.width / 2,
         y=y + sizes.height / 2 + sizes.font * 0.36,
         font_size=sizes.font,
-        style=f"fill:{colour[1]}" if colour else None,
+        style=f"fill:{color[1]}" if color else None,
     )
     return tag("g", tag("title", _node_title(node)), box, text, class_=" ".join(classes))
 

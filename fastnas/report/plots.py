@@ -1,4 +1,4 @@
-"""Plotly figures as plain data (JSON of plotly.js). Colours are names of CSS variables, which the page's script looks up.
+"""Plotly figures as plain data (JSON of plotly.js). Colors are names of CSS variables, which the page's script looks up.
 
 plotly.js reads a little HTML in texts, so everything from the study is escaped here too.
 """
@@ -83,7 +83,7 @@ def losses(facts: Facts) -> Figure | None:
     """One curve a training. `parts` holds, for every curve, the y values of each loss; the page switches between them."""
     shown = list(dict.fromkeys(record.id for record in [*facts.shown, facts.ancestor] if record))
     order = [*shown, *(record.id for record in facts.records if record.id not in shown)]
-    colours = {id: f"var(--series-{index % 10})" for index, id in enumerate(order)}  # what is shown first gets different ones
+    colors = {id: f"var(--series-{index % 10})" for index, id in enumerate(order)}  # what is shown first gets different ones
     data, parts = [], []
     for record in facts.records:
         for training in facts.metrics[record.id].trainings.values():
@@ -98,7 +98,7 @@ def losses(facts: Facts) -> Figure | None:
                 "y": training.losses[TOTAL],
                 "name": escape(name),
                 "legendgroup": str(record.id),
-                "line": {"width": 1.8, "dash": "dot" if full else "solid", "color": colours[record.id]},
+                "line": {"width": 1.8, "dash": "dot" if full else "solid", "color": colors[record.id]},
                 "hovertemplate": "epoch %{x:.2f}, %{y:.3f}<extra>%{fullData.name}</extra>",
                 "visible": True if record.id in shown else "legendonly",
                 "meta": {"shown": record.id in shown},

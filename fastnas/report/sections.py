@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from fastnas.report import colours, plots, units
+from fastnas.report import colors, plots, units
 from fastnas.report.drawing import MEANING, backbone_svg, detector_parts
 from fastnas.report.facts import PROBLEMS_SHOWN, Facts
 from fastnas.report.front import is_scored
@@ -88,8 +88,8 @@ def lineage(facts: Facts) -> Section | None:
     if not facts.records:
         return None
     aps = [record.ap for record in facts.records if is_scored(record)]
-    low, high = colours.scale(aps)
-    ramp = ", ".join("#" + "".join(f"{channel:02x}" for channel in colour) for colour in colours.RAMP)
+    low, high = colors.scale(aps)
+    ramp = ", ".join("#" + "".join(f"{channel:02x}" for channel in color) for color in colors.RAMP)
     shade = tag("i", class_="ramp", style=f"background:linear-gradient(90deg, {ramp})")
     keys = [
         tag("span", f"AP {units.ap(low)} ", shade, units.ap(high)) if aps else None,

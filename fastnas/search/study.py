@@ -106,8 +106,7 @@ class Study:
         folder = Path(folder)
         if not (folder / "study.db").is_file():
             raise InputError(f"{folder} holds no study (no study.db): name the folder that a search was given as --out")
-        lock = _lock(folder) if write else None
-        study = Study(folder, _connect(folder, read_only=not write), lock)
+        study = Study(folder, _connect(folder, read_only=True))
         try:
             version = study._meta("schema")
         except (sqlite3.DatabaseError, TypeError, ValueError):
@@ -116,8 +115,12 @@ class Study:
         if version != SCHEMA_VERSION:
             study.close()
             raise InputError(f"{folder} has schema {version}, this fastnas reads {SCHEMA_VERSION}: use the version that wrote it")
-        if write:
-            study._recover()
+        if not write:
+            return study
+        study.close()
+        lock = _lock(folder)
+        study = Study(folder, _connect(folder), lock)
+        study._recover()
         return study
 
     def _recover(self) -> None:

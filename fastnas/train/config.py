@@ -26,7 +26,7 @@ class Augmentation(Section):
 
     horizontal_flip: float = Field(0.5, ge=0, le=1)
     vertical_flip: float = Field(0.0, ge=0, le=1)
-    colour: float = Field(0.0, ge=0, le=1)  # strength of brightness, contrast and saturation changes
+    color: float = Field(0.0, ge=0, le=1)  # strength of brightness, contrast and saturation changes
     zoom: tuple[float, float] = (1.0, 1.0)
 
 

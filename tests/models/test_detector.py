@@ -4,9 +4,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from torch.utils.flop_counter import FlopCounterMode
-from torchvision.models.detection import fasterrcnn_resnet50_fpn
 
-from fastnas.blueprint import PRESETS, expand, parse
+from fastnas.blueprint import expand, parse
 from fastnas.models import build
 from fastnas.models.detector import Detector
 from tests.strategies import blueprints
@@ -50,45 +49,8 @@ def test_it_runs_at_any_size_and_returns_boxes_inside(size):
         assert (image["scores"].diff() <= 0).all()
 
 
-def as_torchvision(name: str) -> str:
-    """Our parameter name -> torchvision's, for a ResNet-50 Faster R-CNN with FPN."""
-    if name.startswith("backbone.stem."):
-        return f"backbone.body.{name.removeprefix('backbone.stem.').replace('norm', 'bn')}"
-    if name.startswith("backbone.stage"):
-        _, stage, block, rest = name.split(".", 3)
-        rest = rest.replace("downsample.conv", "downsample.0").replace("downsample.norm", "downsample.1").replace("norm", "bn")
-        return f"backbone.body.layer{stage[5:]}.{int(block[5:]) - 1}.{rest}"
-    if name.startswith("neck.p"):
-        _, level, part, leaf = name.split(".")
-        return f"backbone.fpn.{'inner' if part == 'lateral' else 'layer'}_blocks.{int(level[1:]) - 2}.0.{leaf}"
-    if name.startswith("rpn.head.conv."):
-        return name.replace("rpn.head.conv.", "rpn.head.conv.0.0.")
-    if name.startswith("head.box.fc"):
-        return name.replace("head.box.", "roi_heads.box_head.")
-    return name.replace("head.box.", "roi_heads.box_predictor.") if name.startswith("head.") else name
-
-
-@pytest.fixture(scope="module")
-def twins():
-    """Ours and torchvision's Faster R-CNN R50-FPN with the same weights, at 192x256."""
-    torch.manual_seed(0)
-    peer = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, min_size=192, max_size=256)
-    for module in peer.modules():  # statistics of real activations, so that nothing saturates
-        if hasattr(module, "running_var"):
-            module.momentum = None
-    with torch.no_grad():
-        peer.backbone.train()(torch.randn(2, 3, 192, 256))
-    torch.nn.init.normal_(peer.roi_heads.box_predictor.cls_score.weight, std=0.05)
-    torch.nn.init.normal_(peer.roi_heads.box_predictor.bbox_pred.weight, std=0.02)
-    torch.nn.init.normal_(peer.rpn.head.cls_logits.weight, std=0.02)
-    ours = build(PRESETS["fasterrcnn-r50-fpn"].replace(input=(192, 256)))
-    theirs = peer.state_dict()
-    ours.load_state_dict({name: theirs.get(as_torchvision(name), torch.zeros((), dtype=torch.int64)) for name in ours.state_dict()})
-    return ours.eval(), peer.eval()
-
-
-def test_detections_equal_torchvision(twins):
-    ours, peer = twins
+def test_detections_equal_torchvision(faster_rcnn_twins):
+    ours, peer = (model.eval() for model in faster_rcnn_twins)
     image = torch.rand(2, 3, 192, 256, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         expected = peer(list(image))

@@ -110,7 +110,7 @@ def test_figures_are_valid_plotly(grown):
         graph.Figure(data=plain(figure["data"]), layout=plain(figure["layout"]))  # raises for a property that is none
 
 
-def test_colours_of_the_figures_are_defined(grown):
+def test_colors_of_the_figures_are_defined(grown):
     page = render(grown)
     used = set(re.findall(r"var\((--[\w-]+)\)", page.text("script").rpartition('{"pareto"')[2] + page.text("style")))
     light, _, dark = page.text("style").partition("prefers-color-scheme: dark")

@@ -1,4 +1,4 @@
-"""Colours that carry AP, readable in light and in dark."""
+"""Colors that carry AP, readable in light and in dark."""
 
 from fastnas.report import units
 
@@ -18,5 +18,5 @@ def of_ap(ap: float | None, low: float, high: float) -> tuple[str, str] | None:
 
 
 def scale(aps: list[float]) -> tuple[float, float]:
-    """Ends of the colour scale for these APs."""
+    """Ends of the color scale for these APs."""
     return (min(aps), max(aps)) if aps else (0.0, 1.0)

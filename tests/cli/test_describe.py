@@ -1,0 +1,74 @@
+"""`fastnas describe` and what every command shares."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def fastnas(*arguments, loads=""):
+    """Runs the command line in a process of its own; `loads` prints whether those modules were imported."""
+    code = f"""
+import sys
+from fastnas.cli import main
+try:
+    main()
+finally:
+    print([m for m in {loads.split()} if m in sys.modules], file=sys.stderr)
+"""
+    return subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True)
+
+
+def test_describe_follows_its_contract_and_loads_no_torch():
+    done = fastnas("describe", "fasterrcnn-r50-fpn", "--json", loads="torch onnx numpy")
+    described = json.loads(done.stdout)
+    assert done.returncode == 0 and done.stderr.strip() == "[]"
+    assert described["name"] == "fasterrcnn-r50-fpn" and described["input"] == [800, 1333]
+    assert described["params"] == 41_808_406 == sum(block["params"] for block in described["blocks"])
+    assert described["macs"] == sum(block["macs"] for block in described["blocks"])
+    assert set(described) == {"name", "text", "blueprint", "input", "params", "macs", "blocks"}
+    assert set(described["blocks"][0]) == {"name", "params", "macs", "uses", "inputs", "outputs"}
+    again = json.loads(fastnas("describe", described["text"], "--json").stdout)
+    assert again["blueprint"] == described["blueprint"] and again["blocks"] == described["blocks"]
+
+
+def test_describe_prices_with_a_table(tmp_path):
+    text = "64x80/basic:1-2,base=8,stem=3x3/fpn:16/rpn:20,scale=4/rcnn:16/classes:3"
+    done = fastnas("describe", text, "--json", "--engine", "onnxruntime", "--table", str(tmp_path / "t.db"), loads="torch")
+    price = json.loads(done.stdout)["latency_ms"]
+    assert done.returncode == 0 and "torch" not in done.stderr
+    assert price["engine"] == "onnxruntime" and 0 < price["low"] <= price["predicted"] <= price["high"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["describe", "240x320/basic:11-2x/fpn:8/rpn:1/rcnn:8/classes:1"], 2, "character 19"),
+        (["describe", "resnet"], 2, "no preset"),
+        (["describe"], 2, "Missing argument"),
+        (["nonsense"], 2, "nonsense"),
+        (["describe", "--what"], 2, "--what"),
+        (["search"], 2, "--space"),
+        (["search", "--space", "darts"], 2, "darts"),
+        (["status", "/nowhere"], 2, "/nowhere"),
+        (["report", "/nowhere"], 2, "/nowhere"),
+    ],
+)
+def test_errors_are_one_line(arguments, code, says):
+    done = fastnas(*arguments)
+    lines = [line for line in done.stderr.splitlines() if line != "[]"]
+    assert done.returncode == code and len(lines) == 1 and says in lines[0] and done.stdout == ""
+
+
+def test_debug_shows_the_traceback():
+    assert "Traceback" in fastnas("describe", "resnet", "--debug").stderr
+
+
+def test_help_and_version():
+    for arguments in (["--help"], ["search", "--help"], ["describe", "-h"], ["--version"]):
+        done = fastnas(*arguments)
+        assert done.returncode == 0 and done.stdout

@@ -1,0 +1,193 @@
+"""`fastnas search` as people run it: real processes, real trainings, killed and resumed; and errors they can act on."""
+
+import json
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from fastnas.cli import main
+
+ROOT = Path(__file__).parents[2]
+TINY = """
+space: spnas
+candidates: 4
+finalists: 2
+ancestor: 64x80/basic:1-2,base=8,stem=3x3/fpn:16/rpn:20,scale=4,topk=50/rcnn:16/classes:3
+epochs: {ancestor: 1, child: 1, final: 1}
+"""
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    return {**os.environ, "PYTHONPATH": str(ROOT), "FASTNAS_CACHE": str(tmp_path_factory.mktemp("cache")), "NO_COLOR": "1"}
+
+
+@pytest.fixture(scope="module")
+def arguments(tmp_path_factory, shapes):
+    config = tmp_path_factory.mktemp("config") / "tiny.yaml"
+    config.write_text(TINY)
+    return ["search", "--space", "spnas", "--config", str(config), "--data", str(shapes)]
+
+
+def start(arguments, environment, **options):
+    command = [sys.executable, "-c", "from fastnas.cli import main; main()", *map(str, arguments)]
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+    )
+
+
+def run(arguments, environment, **options):
+    process = start(arguments, environment, **options)
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+def rows(folder):
+    with sqlite3.connect(f"file:{folder / 'study.db'}?mode=ro", uri=True) as db:
+        return db.execute("SELECT id, text, ap, sha256, ended FROM candidates WHERE state = 'finished' ORDER BY id").fetchall()
+
+
+def wait_for_finished(folder, count, process):
+    """Waits until `count` candidates are finished while the process runs."""
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline:
+        assert process.poll() is None, f"the search ended early: {process.communicate()}"
+        if (folder / "study.db").exists() and len(rows(folder)) >= count:
+            return
+        time.sleep(0.05)
+    raise AssertionError("the search took too long")
+
+
+@pytest.fixture(scope="module")
+def killed_and_resumed(arguments, environment, tmp_path_factory):
+    """A study that was killed with SIGKILL after two candidates, then with Ctrl-C, then went on to its end."""
+    folder = tmp_path_factory.mktemp("studies") / "s"
+    process = start([*arguments, "--out", folder], environment)
+    wait_for_finished(folder, 2, process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    after_kill = rows(folder)
+    process = start(["search", "--space", "spnas", "--out", folder, "--resume"], environment)
+    wait_for_finished(folder, 3, process)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    interrupted = process.returncode, err, rows(folder)
+    end = run(["search", "--space", "spnas", "--out", folder, "--resume", "--json"], environment)
+    return folder, after_kill, interrupted, end
+
+
+def test_a_killed_search_goes_on_and_repeats_nothing(killed_and_resumed):
+    folder, after_kill, _, (code, out, err) = killed_and_resumed
+    assert code == 0, err
+    end = rows(folder)
+    assert end[: len(after_kill)] == after_kill, "finished candidates are the same rows with the same weights"
+    assert len(end) == 4 and len({text for _, text, *_ in end}) == 4
+    assert "resumed: " in err
+
+
+def test_ctrl_c_leaves_a_study_that_says_how_to_go_on(killed_and_resumed):
+    folder, _, (code, err, _), _ = killed_and_resumed
+    assert code == 130
+    assert f"fastnas search --space spnas --out {folder} --resume" in err
+    assert "Traceback" not in err
+
+
+def test_the_result_is_on_stdout_and_in_the_study(killed_and_resumed):
+    folder, _, _, (_, out, err) = killed_and_resumed
+    result = json.loads(out)
+    assert result["study"] == str(folder) and Path(result["report"]).is_file()
+    assert result["pareto"] == json.loads((folder / "pareto.json").read_text()) != []
+    for entry in result["pareto"]:
+        assert (folder / entry["weights"]).is_file() and entry["latency_ms"] > 0 and 0 <= entry["ap"] <= 1
+    for record in (folder / "candidates").iterdir():
+        assert {"blueprint.json", "metrics.jsonl", "weights.safetensors"} <= {file.name for file in record.iterdir()}
+    assert "#3 " in err and "AP " in err, "without a terminal, progress is plain lines on stderr"
+    assert "\x1b[" not in err + out
+
+
+def test_a_finished_study_has_nothing_to_do_and_prints_its_table(killed_and_resumed, environment):
+    folder = killed_and_resumed[0]
+    before = rows(folder)
+    code, out, err = run(["search", "--space", "spnas", "--out", folder, "--resume"], environment)
+    assert code == 0 and rows(folder) == before
+    assert "AP50" in out and str(folder / "report.html") in out
+
+
+def test_a_candidate_over_the_latency_limit_is_never_trained(arguments, environment, tmp_path, killed_and_resumed):
+    """The limit lies just over the ancestor, so that children that grew are rejected."""
+    with sqlite3.connect(f"file:{killed_and_resumed[0] / 'study.db'}?mode=ro", uri=True) as db:
+        (ancestor,) = db.execute("SELECT predicted_ms FROM candidates WHERE id = 0").fetchone()
+    limit = 1.02 * ancestor
+    changes = ["--candidates", 2, "--max-latency", limit, "--set", "finalists=1", "--set", "epochs.final=0"]
+    code, _, err = run([*arguments, *changes, "--set", "rules.operations=3", "--out", tmp_path / "s"], environment)
+    assert code == 0, err
+    with sqlite3.connect(tmp_path / "s" / "study.db") as db:
+        states = db.execute("SELECT id, state, predicted_ms, reason FROM candidates").fetchall()
+    rejected = [row for row in states if row[1] == "rejected"]
+    assert rejected, "no candidate was over the limit: the test compares nothing"
+    assert all(ms > limit and "latency_ms" in reason for _, _, ms, reason in rejected)
+    assert all(ms <= limit for _, state, ms, _ in states if state == "finished")
+    assert not any((tmp_path / "s" / "candidates" / str(id)).exists() for id, *_ in rejected)
+
+
+def bad_inputs(folder, study):
+    """(name, arguments after `search`, words of the message)"""
+    tiny = "64x80/basic:1-2,base=8/fpn:16/rpn:20/rcnn:16/classes:3"
+    empty = folder / "empty"
+    empty.mkdir()
+    out = ["--out", folder / "out"]
+    return [
+        ("unknown character", ["--set", f"ancestor={tiny.replace('1-2', '1-x')}", *out], "character"),
+        ("empty stage", ["--set", f"ancestor={tiny.replace('1-2', '1--2')}", *out], "empty stage"),
+        ("no annotations", ["--data", empty, *out], str(empty)),
+        ("no such data", ["--data", folder / "none", *out], str(folder / "none")),
+        ("unwritable", ["--out", "/proc/nothing/here"], "name another folder"),
+        ("a study of another space", ["--out", study, "--resume"], "'smnas'"),
+        ("a study is there", ["--out", study], "--resume"),
+        ("resume of nothing", ["--out", folder / "none", "--resume"], "no study"),
+        ("resume without a folder", ["--resume"], "--out"),
+        ("unknown key", ["--set", "train.speed=1", *out], "train.speed"),
+        ("unknown engine", ["--engine", "abacus", *out], "onnxruntime"),
+        ("impossible limit", ["--set", "limits.params=10", *out], "ancestor"),
+    ]
+
+
+def test_bad_input_gives_one_line_exit_code_2_and_no_harm(
+    tmp_path, environment, killed_and_resumed, shapes, monkeypatch, capfd
+):
+    """All in this process: a process for each would take minutes."""
+    monkeypatch.setenv("FASTNAS_CACHE", environment["FASTNAS_CACHE"])
+    study = tmp_path / "study"
+    shutil.copytree(killed_and_resumed[0], study)
+    with sqlite3.connect(study / "study.db") as db:
+        db.execute("UPDATE meta SET value = '\"smnas\"' WHERE key = 'space'")
+    db.close()
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    files = [path for path in study.rglob("*") if path.suffix in (".db", ".json", ".jsonl", ".yaml", ".html", ".safetensors")]
+    before = {path: path.read_bytes() for path in files}
+    for name, arguments, words in bad_inputs(tmp_path, study):
+        data = [] if "--data" in arguments or "--resume" in arguments else ["--data", shapes]
+        with pytest.raises(SystemExit) as exit:
+            main(["search", "--space", "spnas", *map(str, [*data, *arguments])])
+        out, err = capfd.readouterr()
+        lines = [line for line in err.splitlines() if not line.startswith("study: ")]
+        assert exit.value.code == 2, f"{name}: {err}"
+        assert len(lines) == 1 and words in lines[0] and out == "", f"{name}: {err}"
+        assert not (tmp_path / "out").exists() and not list(work.iterdir()), f"{name}: something was written"
+    assert before == {path: path.read_bytes() for path in before}
+
+
+def test_resuming_with_other_settings_is_refused(killed_and_resumed, environment):
+    folder = killed_and_resumed[0]
+    command = ["search", "--space", "spnas", "--out", folder, "--resume", "--set", "train.lr=0.5"]
+    code, _, err = run(command, environment)
+    assert code == 2 and "train.lr" in err

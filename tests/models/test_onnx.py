@@ -1,0 +1,271 @@
+"""Block and network -> ONNX: what ONNX Runtime computes equals torch modules and torchvision's detection code."""
+
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torchvision.models.detection._utils import BoxCoder
+from torchvision.ops import MultiScaleRoIAlign, nms
+from torchvision.ops.boxes import clip_boxes_to_image, remove_small_boxes
+
+from fastnas.blueprint import blocks as b
+from fastnas.blueprint import expand, parse
+from fastnas.errors import InputError
+from fastnas.models.anchors import level_anchors
+from fastnas.models.blocks import build_block
+from fastnas.models.onnx import EMITTERS, block_inputs, block_model, network_inputs, network_model
+
+RATIOS = (0.5, 1.0, 2.0)
+
+
+def run(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+    onnx.checker.check_model(model, full_check=True)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    return onnxruntime.InferenceSession(model.SerializeToString(), options).run(None, feeds)
+
+
+def run_block(spec: b.Spec, arrays: list[np.ndarray], weights=None) -> list[np.ndarray]:
+    shapes = tuple(array.shape for array in arrays)
+    model = block_model(spec, shapes, weights=weights)
+    outputs = run(model, {f"in{index}": array for index, array in enumerate(arrays)})
+    assert tuple(output.shape for output in outputs) == spec.outputs(shapes)
+    return outputs
+
+
+def randomize(module: nn.Module) -> nn.Module:
+    """Weights and statistics of a module that has been trained, more or less."""
+    generator = torch.Generator().manual_seed(1)
+    for name, value in module.state_dict().items():
+        if value.dtype.is_floating_point:
+            noise = torch.randn(value.shape, generator=generator)
+            fan_in = max(value[0].numel(), 1)
+            value.copy_(0.5 + noise.abs() if name.endswith("running_var") else noise * fan_in**-0.5)
+    return module.eval()
+
+
+def state(module: nn.Module, prefix: str = "") -> dict[str, np.ndarray]:
+    return {prefix + name: value.numpy() for name, value in module.state_dict().items()}
+
+
+def noise(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+LAYERS = [
+    (b.Stem("7x7", 16, "bn"), [(1, 3, 37, 50)]),
+    (b.Stem("3x3", 16, "gn"), [(1, 3, 37, 50)]),
+    (b.Residual("basic", 8, 8, 1, "bn"), [(1, 8, 9, 12)]),
+    (b.Residual("basic", 8, 16, 2, "gn"), [(1, 8, 9, 12)]),
+    (b.Residual("bottleneck", 16, 8, 2, "bn"), [(1, 16, 9, 12)]),
+    (b.Residual("bottleneck", 48, 12, 1, "gn"), [(1, 48, 9, 12)]),
+    (b.Residual("resnext32x4d", 16, 16, 2, "bn"), [(1, 16, 8, 11)]),
+    (b.FpnLevel(24, 8, top=True, feeds=False), [(1, 24, 5, 6)]),
+    (b.FpnLevel(24, 8, top=True, feeds=True), [(1, 24, 5, 6)]),
+    (b.FpnLevel(24, 8, top=False, feeds=True), [(1, 24, 10, 12), (1, 8, 5, 6)]),
+    (b.FpnLevel(24, 8, top=False, feeds=False), [(1, 24, 13, 11), (1, 8, 7, 6)]),
+    (b.MaxPoolLevel(), [(1, 8, 7, 10)]),
+    (b.RpnHead(16, 3), [(1, 16, 6, 9)]),
+    (b.BoxHead(4, 7, 24, 4), [(11, 4, 7, 7)]),
+]
+
+
+@pytest.mark.parametrize(("spec", "shapes"), LAYERS, ids=lambda value: getattr(value, "op", None))
+def test_layers_equal_torch(spec, shapes):
+    module = randomize(build_block(spec))
+    arrays = [noise(*shape, seed=index) for index, shape in enumerate(shapes)]
+    with torch.no_grad():
+        expected = module(*map(torch.from_numpy, arrays))
+    outputs = run_block(spec, arrays, state(module, "block."))
+    for output, reference in zip(outputs, expected if isinstance(expected, tuple) else (expected,), strict=True):
+        np.testing.assert_allclose(output, reference.numpy(), rtol=1e-4, atol=1e-5)
+
+
+def reference_proposals(spec: b.Proposals, arrays: list[np.ndarray]) -> np.ndarray:
+    levels = len(arrays) // 2
+    kept_boxes, kept_scores = [], []
+    for level in range(levels):
+        score = torch.from_numpy(arrays[level])
+        _, count, height, width = score.shape
+        score = score.permute(0, 2, 3, 1).flatten()
+        delta = torch.from_numpy(arrays[levels + level]).view(count, 4, height, width).permute(2, 3, 0, 1).reshape(-1, 4)
+        anchors = torch.from_numpy(level_anchors(spec.input, (height, width), spec.strides[level], spec.scale, spec.ratios))
+        score, index = score.topk(min(spec.topk, len(score)))
+        boxes = BoxCoder((1.0, 1.0, 1.0, 1.0)).decode(delta[index], [anchors[index]])[:, 0]
+        boxes = clip_boxes_to_image(boxes, spec.input)
+        large = remove_small_boxes(boxes, 1e-3)
+        boxes, score = boxes[large], score[large]
+        survivors = nms(boxes, score, spec.nms)
+        kept_boxes.append(boxes[survivors])
+        kept_scores.append(score[survivors])
+    boxes, order = torch.cat(kept_boxes), torch.cat(kept_scores).argsort(descending=True)
+    boxes = boxes[order][: spec.proposals]
+    return torch.cat([boxes, torch.zeros(spec.proposals - len(boxes), 4)]).numpy()
+
+
+@pytest.mark.parametrize(("topk", "proposals", "scale"), [(50, 60, 4), (1000, 25, 8), (7, 100, 2)])
+def test_proposals_equal_torchvision(topk, proposals, scale):
+    spec = b.Proposals((97, 131), (4, 8, 16), scale, RATIOS, topk, proposals)
+    maps = [(25, 33), (13, 17), (7, 9)]
+    arrays = [noise(1, 3, *hw, seed=sum(hw)) for hw in maps] + [noise(1, 12, *hw, seed=hw[0]) for hw in maps]
+    (boxes,) = run_block(spec, arrays)
+    np.testing.assert_allclose(boxes, reference_proposals(spec, arrays), rtol=1e-5, atol=1e-3)
+
+
+def test_proposals_where_every_box_is_outside():
+    spec = b.Proposals((64, 64), (4,), 2, RATIOS, 10, 5)
+    deltas = np.zeros((1, 12, 16, 16), np.float32)
+    deltas[:, ::4] = 100.0  # far to the right of the image: nothing is left after clipping
+    (boxes,) = run_block(spec, [noise(1, 3, 16, 16), deltas])
+    assert not boxes.any()
+
+
+def random_boxes(count: int, size: tuple[int, int], seed: int = 3) -> np.ndarray:
+    random = np.random.default_rng(seed)
+    corners = random.random((count, 2)) * (size[1], size[0])
+    sides = np.exp(random.uniform(0, np.log(size[1]), (count, 2)))
+    return np.concatenate([corners, np.minimum(corners + sides, (size[1], size[0]))], axis=1).astype(np.float32)
+
+
+@pytest.mark.parametrize("levels", [1, 2, 4])
+def test_roi_pool_equals_torchvision(levels):
+    size = (480, 640)
+    strides = tuple(4 << index for index in range(levels))
+    maps = [noise(1, 5, size[0] // stride, size[1] // stride, seed=stride) for stride in strides]
+    exact = [[0, 0, side, side] for side in (56, 112, 224, 448)]  # on the border between two levels
+    boxes = np.concatenate([random_boxes(40, size), np.array(exact, np.float32), np.zeros((3, 4), np.float32)])
+    pool = MultiScaleRoIAlign([str(stride) for stride in strides], 7, 2)
+    features = {str(stride): torch.from_numpy(value) for stride, value in zip(strides, maps, strict=True)}
+    expected = pool(features, [torch.from_numpy(boxes)], [size])
+    (pooled,) = run_block(b.RoiPool(strides), [*maps, boxes])
+    np.testing.assert_allclose(pooled, expected.numpy(), rtol=1e-4, atol=1e-5)
+
+
+def reference_detections(spec: b.Detections, boxes, logits, deltas) -> tuple[np.ndarray, ...]:
+    boxes, logits, deltas = map(torch.from_numpy, (boxes, logits, deltas))
+    decoded = clip_boxes_to_image(BoxCoder((10.0, 10.0, 5.0, 5.0)).decode(deltas, [boxes]), spec.input)
+    found = []
+    for label in range(1, logits.shape[1]):
+        score, own = logits.softmax(-1)[:, label], decoded[:, label]
+        rows = torch.where(score > spec.score)[0]
+        rows = rows[remove_small_boxes(own[rows], 1e-2)]
+        for row in rows[nms(own[rows], score[rows], spec.nms)]:
+            found.append((float(score[row]), label, own[row].numpy()))
+    found = sorted(found, key=lambda item: -item[0])[: spec.detections]
+    found += [(0.0, 0, np.zeros(4))] * (spec.detections - len(found))
+    scores, labels, rows = zip(*found, strict=True)
+    return np.stack(rows), np.array(scores), np.array(labels)
+
+
+@pytest.mark.parametrize(("regions", "columns", "detections", "sharpness"), [(40, 4, 60, 2), (60, 21, 15, 3), (12, 2, 100, 1)])
+def test_detections_equal_torchvision(regions, columns, detections, sharpness):
+    spec = b.Detections((97, 131), detections)
+    boxes = random_boxes(regions, spec.input)
+    boxes[-2:] = 0  # padding of the proposals never becomes a detection
+    arrays = [boxes, sharpness * noise(regions, columns, seed=4), noise(regions, 4 * columns, seed=5)]
+    found, scores, labels = run_block(spec, arrays)
+    expected, expected_scores, expected_labels = reference_detections(spec, *arrays)
+    assert labels.dtype == np.int64 and (labels > 0).any()
+    np.testing.assert_array_equal(labels, expected_labels)
+    np.testing.assert_allclose(scores, expected_scores, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-3)
+
+
+def test_no_detection_at_all():
+    logits = np.full((6, 4), -20, np.float32)
+    logits[:, 0] = 20
+    outputs = run_block(b.Detections((64, 64), 5), [random_boxes(6, (64, 64)), logits, noise(6, 16)])
+    assert not any(output.any() for output in outputs)
+
+
+def test_network_with_weights_detects_what_the_module_detects():
+    from fastnas.models import build
+
+    blueprint = parse("96x128/bottleneck:1-2-2,base=8,stem=3x3/fpn:16/rpn:40,scale=4/rcnn:32,detections=20/classes:3")
+    module = randomize(build(blueprint))
+    image = noise(1, 3, *blueprint.input)
+    with torch.no_grad():
+        expected = module(torch.from_numpy(image))[0]
+    boxes, scores, labels = run(network_model(expand(blueprint), state(module)), {"image": image})
+    count = len(expected["scores"])
+    assert count > 5 and not scores[count:].any() and not labels[count:].any()
+    np.testing.assert_allclose(scores[:count], expected["scores"], rtol=1e-3, atol=1e-5)
+    np.testing.assert_array_equal(labels[:count], expected["labels"])
+    np.testing.assert_allclose(boxes[:count], expected["boxes"], rtol=1e-3, atol=0.05)
+
+
+def test_weights_of_another_blueprint_are_refused():
+    network = expand(parse("64x64/basic:1-2,base=8/fpn:8/rpn:10/rcnn:16/classes:3"))
+    module = randomize(build_block(b.Residual("basic", 8, 8, 1, "bn")))
+    with pytest.raises(InputError, match="another blueprint"):
+        network_model(network, state(module, "backbone.stage1.block1."))
+    with pytest.raises(InputError, match=r"shape \[8, 8, 3, 3\], the blueprint needs \[16, 16, 3, 3\]"):
+        block_model(b.Residual("basic", 16, 16, 1, "bn"), ((1, 16, 8, 8),), weights=state(module, "block."))
+
+
+codes = st.lists(st.text("12", min_size=1, max_size=2), min_size=1, max_size=4).map("-".join).filter(lambda code: code[0] == "1")
+
+
+@settings(max_examples=8, deadline=None)
+@given(
+    kind=st.sampled_from(["basic", "bottleneck", "resnext32x4d"]),
+    code=codes,
+    stem=st.sampled_from(["7x7", "3x3"]),
+    norm=st.sampled_from(["bn", "gn"]),
+    size=st.tuples(st.integers(40, 100), st.integers(40, 100)),
+)
+def test_shapes_of_random_networks(kind, code, stem, norm, size):
+    text = f"{size[0]}x{size[1]}/{kind}:{code},base=16,stem={stem},norm={norm}/fpn:8/rpn:20/rcnn:16,detections=7/classes:3"
+    network = expand(parse(text))
+    for spec, shapes in network.prices():
+        feeds = block_inputs(spec, shapes)
+        assert tuple(array.shape for array in feeds.values()) == shapes
+        outputs = run_block(spec, list(feeds.values()))
+        assert all(np.isfinite(output).all() for output in outputs)
+    outputs = run(network_model(network, synthetic_scores=True), network_inputs(network))
+    assert [output.shape for output in outputs[:3]] == [(7, 4), (7,), (7,)]
+    assert all(np.isfinite(output).all() for output in outputs)
+
+
+def test_every_spec_has_an_emitter():
+    specs = {spec for spec in vars(b).values() if isinstance(spec, type) and issubclass(spec, b.Spec) and spec is not b.Spec}
+    assert set(EMITTERS) == specs
+
+
+def test_synthetic_detections_do_not_depend_on_the_weights():
+    network = expand(parse("96x128/basic:1-2,base=8/fpn:8/rpn:60/rcnn:16/classes:3"))
+    feeds = network_inputs(network)
+    plain = run(network_model(network, synthetic_scores=True), feeds)
+    module = {name: 3 * value for name, value in feeds.items() if name == "image"}
+    other = run(network_model(network, synthetic_scores=True), {**feeds, **module})
+    for ours, theirs in zip(plain[:3], other[:3], strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert 5 < (plain[1] > 0).sum() < 100, "suppression has work to do and does not run full"
+    assert any(not np.array_equal(ours, theirs) for ours, theirs in zip(plain[3:], other[3:], strict=True))
+
+
+def test_shared_weights_are_stored_once():
+    network = expand(parse("64x64/basic:1-2,base=8/fpn:8/rpn:10/rcnn:16/classes:3"))
+    names = [tensor.name for tensor in network_model(network).graph.initializer]
+    assert names.count("rpn.head.conv.weight") == 1 and len(names) == len(set(names))
+
+
+def test_large_random_weights_are_written_once_and_repeated():
+    spec = b.BoxHead(256, 7, 1000, 91)  # 12.5 million weights in its first layer
+    model = block_model(spec, ((1, 256, 7, 7),))
+    assert model.ByteSize() < 8e6
+    outputs = run(model, block_inputs(spec, ((1, 256, 7, 7),)))
+    assert [output.shape for output in outputs] == [(1, 91), (1, 364)]
+    assert all(0.01 < output.std() < 100 for output in outputs)
+
+
+def test_no_torch_is_loaded():
+    code = "import sys, fastnas.models.onnx, fastnas.models.anchors, fastnas.latency.oracle; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
