@@ -1,0 +1,93 @@
+"""Specs and expanded networks -> ONNX models. A new kind of block registers its emitter in EMITTERS."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx
+
+from fastnas.blueprint import blocks as b
+from fastnas.blueprint.expand import DETECTIONS, IMAGE, Block, Network
+from fastnas.models.onnx import boxes, layers, synthetic
+from fastnas.models.onnx.graph import Graph
+from fastnas.models.onnx.weights import RandomWeights, StateWeights, Weights, normal
+
+EMITTERS = {
+    b.Stem: layers.emit_stem,
+    b.Residual: layers.emit_residual,
+    b.FpnLevel: layers.emit_fpn_level,
+    b.MaxPoolLevel: layers.emit_max_pool_level,
+    b.RpnHead: layers.emit_rpn_head,
+    b.BoxHead: layers.emit_box_head,
+    b.Proposals: boxes.emit_proposals,
+    b.RoiPool: boxes.emit_roi_pool,
+    b.Detections: boxes.emit_detections,
+}
+
+
+def block_model(
+    spec: b.Spec, input_shapes: b.Shapes, seed: int = 0, weights: Mapping[str, np.ndarray] | None = None
+) -> onnx.ModelProto:
+    """One block at these input shapes as it is deployed. Inputs `in0`, `in1`, ..., outputs `out0`, ...
+
+    weights: state dict of a network in which this block is called `block` (default: random numbers from `seed`).
+    """
+    graph = Graph()
+    inputs = [graph.input(f"in{index}", shape) for index, shape in enumerate(input_shapes)]
+    results = EMITTERS[type(spec)](graph, _source(weights, seed), "block", spec, inputs, input_shapes)
+    shapes, dtypes = spec.outputs(input_shapes), output_dtypes(spec)
+    rows = zip(results, shapes, dtypes, strict=True)
+    return graph.model([(value, f"out{index}", shape, dtype) for index, (value, shape, dtype) in enumerate(rows)])
+
+
+def block_inputs(spec: b.Spec, input_shapes: b.Shapes) -> dict[str, np.ndarray]:
+    """What to run `block_model` with when it is timed; see `synthetic`."""
+    return {f"in{index}": array for index, array in enumerate(synthetic.block_inputs(spec, input_shapes))}
+
+
+def network_model(
+    network: Network, weights: Mapping[str, np.ndarray] | None = None, synthetic_scores: bool = False
+) -> onnx.ModelProto:
+    """The whole detector: input `image` (1, 3, H, W) as the backbone takes it, outputs `boxes`, `scores`, `labels`.
+
+    weights: state dict of the torch module of the same blueprint as numpy arrays (default: random numbers).
+    synthetic_scores: the blocks whose time depends on the data read the fixed synthetic scene from further inputs (see
+    `network_inputs`); the values they would have read become outputs, so that no engine drops the work behind them.
+    Raises InputError where the weights belong to another blueprint.
+    """
+    graph, source = Graph(), _source(weights)
+    values = {IMAGE: graph.input(IMAGE, network.shapes[IMAGE])}
+    outputs, dtypes = list(DETECTIONS), {}
+    for block, use in network.steps:
+        inputs = [values[name] for name in use.inputs]
+        for index in synthetic.replaced(block.spec, len(inputs)) if synthetic_scores else ():
+            inputs[index] = graph.input(_scene_name(block, index), use.input_shapes[index])
+            if use.inputs[index] not in outputs:
+                outputs.append(use.inputs[index])
+        results = EMITTERS[type(block.spec)](graph, source, block.name, block.spec, inputs, use.input_shapes)
+        values.update(zip(use.outputs, results, strict=True))
+        dtypes.update(zip(use.outputs, output_dtypes(block.spec), strict=True))
+    return graph.model([(values[name], name, network.shapes[name], dtypes[name]) for name in outputs])
+
+
+def network_inputs(network: Network) -> dict[str, np.ndarray]:
+    """What to run `network_model(network, synthetic_scores=True)` with: a noise image and the scene."""
+    arrays = {IMAGE: normal(network.shapes[IMAGE], 1.0)}
+    for block, use in network.steps:
+        if replaced := synthetic.replaced(block.spec, len(use.inputs)):
+            scene = synthetic.block_inputs(block.spec, use.input_shapes)
+            arrays.update({_scene_name(block, index): scene[index] for index in replaced})
+    return arrays
+
+
+def output_dtypes(spec: b.Spec) -> tuple[np.dtype, ...]:
+    """Of each output of a block: float32, except the labels."""
+    floats = {b.FpnLevel: 1 + getattr(spec, "feeds", 0), b.RpnHead: 2, b.BoxHead: 2, b.Detections: 2}.get(type(spec), 1)
+    return (np.dtype(np.float32),) * floats + ((np.dtype(np.int64),) if isinstance(spec, b.Detections) else ())
+
+
+def _source(weights: Mapping[str, np.ndarray] | None, seed: int = 0) -> Weights:
+    return RandomWeights(seed) if weights is None else StateWeights(weights)
+
+
+def _scene_name(block: Block, index: int) -> str:
+    return f"synthetic.{block.name}.{index}"

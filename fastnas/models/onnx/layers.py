@@ -1,0 +1,134 @@
+"""Blocks made of convolutions and linear layers, as they are deployed: batch norm folded into the convolution before it.
+
+An emitter takes (graph, weights, name, spec, inputs, input shapes) and returns the names of its outputs; `name` is the block's.
+"""
+
+import numpy as np
+
+from fastnas.blueprint import blocks as b
+from fastnas.models.onnx.graph import Graph
+from fastnas.models.onnx.weights import EPS, Weights
+
+_LAST = 0.25  # gain of the last convolution of a residual branch with random weights: depth must not blow the values up
+
+
+def emit_stem(graph: Graph, weights: Weights, name: str, spec: b.Stem, inputs: list[str], shapes: b.Shapes) -> list[str]:
+    if spec.kind == "7x7":
+        value = _conv_norm(graph, weights, name, 1, spec.norm, inputs[0], (spec.channels, 3, 7, 7), stride=2, relu=True)
+        return [graph.add("MaxPool", value, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])]
+    middle = spec.channels // 2
+    value = _conv_norm(graph, weights, name, 1, spec.norm, inputs[0], (middle, 3, 3, 3), stride=2, relu=True)
+    return [_conv_norm(graph, weights, name, 2, spec.norm, value, (spec.channels, middle, 3, 3), stride=2, relu=True)]
+
+
+def emit_residual(graph: Graph, weights: Weights, name: str, spec: b.Residual, inputs: list[str], shapes: b.Shapes) -> list[str]:
+    convs = spec.convs()
+    chain = convs[:-1] if spec.projects else convs
+    strided = next(index for index, conv in enumerate(chain) if conv[2] == 3)  # the stride sits on the first 3x3
+    value = inputs[0]
+    for index, (cin, cout, kernel, groups, _) in enumerate(chain):
+        last = index == len(chain) - 1
+        value = _conv_norm(
+            graph, weights, name, index + 1, spec.norm, value, (cout, cin // groups, kernel, kernel),
+            stride=spec.stride if index == strided else 1, groups=groups, relu=not last, gain=_LAST if last else 1.0,
+        )  # fmt: skip
+    shortcut = inputs[0]
+    if spec.projects:
+        cin, cout, kernel, _, _ = convs[-1]
+        shape = (cout, cin, kernel, kernel)
+        shortcut = _conv_norm(graph, weights, name, "downsample", spec.norm, shortcut, shape, stride=spec.stride, gain=0.7)
+    return [graph.add("Relu", graph.add("Add", value, shortcut))]
+
+
+def emit_fpn_level(graph: Graph, weights: Weights, name: str, spec: b.FpnLevel, inputs: list[str], shapes: b.Shapes) -> list[str]:
+    merged = _conv(graph, weights, f"{name}.lateral", inputs[0], (spec.channels, spec.in_channels, 1, 1), gain=0.7)
+    if not spec.top:
+        merged = graph.add("Add", merged, _upsample(graph, inputs[1], shapes[1], shapes[0]))
+    level = _conv(graph, weights, f"{name}.output", merged, (spec.channels, spec.channels, 3, 3), gain=0.7)
+    return [level, merged] if spec.feeds else [level]
+
+
+def emit_max_pool_level(graph: Graph, weights: Weights, name: str, spec, inputs: list[str], shapes: b.Shapes) -> list[str]:
+    return [graph.add("MaxPool", inputs[0], kernel_shape=[1, 1], strides=[2, 2])]
+
+
+def emit_rpn_head(graph: Graph, weights: Weights, name: str, spec: b.RpnHead, inputs: list[str], shapes: b.Shapes) -> list[str]:
+    channels, anchors = spec.channels, spec.anchors
+    value = graph.add("Relu", _conv(graph, weights, f"{name}.conv", inputs[0], (channels, channels, 3, 3)))
+    return [
+        _conv(graph, weights, f"{name}.cls_logits", value, (anchors, channels, 1, 1)),
+        _conv(graph, weights, f"{name}.bbox_pred", value, (4 * anchors, channels, 1, 1), gain=0.1),
+    ]
+
+
+def emit_box_head(graph: Graph, weights: Weights, name: str, spec: b.BoxHead, inputs: list[str], shapes: b.Shapes) -> list[str]:
+    inside = spec.channels * spec.resolution**2
+    value = graph.add("Flatten", inputs[0])
+    value = graph.add("Relu", _linear(graph, weights, f"{name}.fc6", value, (spec.hidden, inside)))
+    value = graph.add("Relu", _linear(graph, weights, f"{name}.fc7", value, (spec.hidden, spec.hidden)))
+    return [
+        _linear(graph, weights, f"{name}.cls_score", value, (spec.logits, spec.hidden)),
+        _linear(graph, weights, f"{name}.bbox_pred", value, (4 * spec.logits, spec.hidden), gain=0.1),
+    ]
+
+
+def _conv_norm(
+    graph: Graph, weights: Weights, block: str, layer: int | str, norm: str, value: str, shape: tuple[int, ...],
+    stride: int = 1, groups: int = 1, relu: bool = False, gain: float = 1.0,
+) -> str:  # fmt: skip
+    """Convolution, norm and perhaps ReLU. `layer` is the number in conv1/norm1, or the name of a conv + norm pair."""
+    conv, normed = (f"{block}.conv{layer}", f"{block}.norm{layer}") if isinstance(layer, int) else (
+        f"{block}.{layer}.conv", f"{block}.{layer}.norm")  # fmt: skip
+    if norm == "bn":
+        weight, bias = weights.folded(conv, normed, shape, gain)
+        parameters = [graph.store(f"{conv}.weight", weight, shape[0]), graph.store(f"{conv}.bias", bias)]
+    else:
+        parameters = [graph.store(f"{conv}.weight", weights.dense(conv, shape, gain), shape[0])]
+    value = graph.add("Conv", value, *parameters, **_window(shape[2], stride), group=groups)
+    if norm == "gn":
+        value = _group_norm(graph, weights, normed, value, shape[0])
+    return graph.add("Relu", value) if relu else value
+
+
+def _group_norm(graph: Graph, weights: Weights, name: str, value: str, channels: int) -> str:
+    """GroupNorm (Wu & He 2018) as instance norm over (groups, everything else), then scale and shift per channel.
+
+    The latter as a batch norm with mean 0 and variance 1: one pass over the map, about 3 % of a block faster than Mul and Add.
+    """
+    groups = b.gn_groups(channels)
+    grouped = graph.add("Reshape", value, graph.integers(1, groups, -1))
+    ones, zeros = graph.constant(np.ones(groups)), graph.constant(np.zeros(groups))
+    grouped = graph.add("InstanceNormalization", grouped, ones, zeros, epsilon=EPS)
+    value = graph.add("Reshape", grouped, graph.add("Shape", value))
+    gamma, beta = weights.affine(name, channels)
+    affine = graph.store(f"{name}.weight", gamma), graph.store(f"{name}.bias", beta)
+    zeros, ones = graph.constant(np.zeros(channels)), graph.constant(np.ones(channels))
+    return graph.add("BatchNormalization", value, *affine, zeros, ones, epsilon=0.0)
+
+
+def _conv(graph: Graph, weights: Weights, layer: str, value: str, shape: tuple[int, ...], gain: float = 1.0) -> str:
+    return graph.add("Conv", value, *_weight_and_bias(graph, weights, layer, shape, gain), **_window(shape[2], 1))
+
+
+def _linear(graph: Graph, weights: Weights, layer: str, value: str, shape: tuple[int, ...], gain: float = 1.0) -> str:
+    return graph.add("Gemm", value, *_weight_and_bias(graph, weights, layer, shape, gain), transB=1)
+
+
+def _weight_and_bias(graph: Graph, weights: Weights, layer: str, shape: tuple[int, ...], gain: float) -> tuple[str, str]:
+    weight, bias = f"{layer}.weight", f"{layer}.bias"
+    if not graph.stored(weight):  # shared blocks are emitted once a use
+        graph.store(weight, weights.dense(layer, shape, gain), shape[0])
+        graph.store(bias, weights.bias(layer, shape[0]))
+    return graph.stored(weight), graph.stored(bias)
+
+
+def _window(kernel: int, stride: int) -> dict:
+    return {"kernel_shape": [kernel] * 2, "strides": [stride] * 2, "pads": [kernel // 2] * 4}
+
+
+def _upsample(graph: Graph, value: str, shape: b.Shape, target: b.Shape) -> str:
+    """Nearest neighbour to the target's size, as torch's interpolate: source = floor(destination x in / out)."""
+    mode = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+    if (target[2], target[3]) == (2 * shape[2], 2 * shape[3]):  # given as scales, engines take their fast path
+        return graph.add("Resize", value, "", graph.constant([1, 1, 2, 2]), **mode)
+    return graph.add("Resize", value, "", "", graph.integers(*shape[:2], *target[2:]), **mode)

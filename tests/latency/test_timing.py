@@ -1,0 +1,103 @@
+"""Timing against references: proved with an engine whose clock the test moves."""
+
+import pytest
+
+from fastnas.blueprint import blocks as b
+from fastnas.latency.timing import DENSE, GATHER, Stopwatch, Timing, mix_of
+
+ONLY_DENSE = {DENSE: 1.0}
+
+
+class FakeEngine:
+    """A run takes what the test says, times the load of the machine at that moment on its kind of work."""
+
+    def __init__(self):
+        self.now, self.load = 0.0, lambda now, kind: 1.0
+
+    def clock(self) -> float:
+        return self.now
+
+    def takes(self, seconds: float, kind: str = DENSE):
+        def run():
+            self.now += seconds * self.load(self.now, kind)
+
+        return run
+
+    def prepare(self, model, inputs):
+        kind = GATHER if any(node.op_type == "RoiAlign" for node in model.graph.node) else DENSE
+        return type("Runner", (), {"run": staticmethod(self.takes(0.001, kind))})
+
+
+@pytest.fixture
+def engine():
+    return FakeEngine()
+
+
+@pytest.fixture
+def watch(engine):
+    return Stopwatch(engine)
+
+
+def test_quiet_machine(engine, watch):
+    assert watch.baselines == pytest.approx({DENSE: 1.0, GATHER: 1.0})
+    timing = watch.measure(engine.takes(0.005), ONLY_DENSE)
+    assert timing.median_ms == pytest.approx(5.0) and timing.min_ms == pytest.approx(5.0)
+    assert timing.spread == pytest.approx(0, abs=1e-6) and timing.count >= 4
+
+
+def test_a_slow_machine_gives_the_same_answer(engine, watch):
+    engine.load = lambda now, kind: 1.7
+    assert watch.measure(engine.takes(0.005), ONLY_DENSE).median_ms == pytest.approx(5.0)
+
+
+def test_each_kind_of_work_has_its_own_drift(engine, watch):
+    engine.load = lambda now, kind: 2.0 if kind == GATHER else 1.2
+    assert watch.measure(engine.takes(0.005, GATHER), {GATHER: 1.0}).median_ms == pytest.approx(5.0)
+    dense, gather = engine.takes(0.006), engine.takes(0.002, GATHER)
+
+    def network():
+        dense()
+        gather()
+
+    assert watch.measure(network, {DENSE: 6.0, GATHER: 2.0}).median_ms == pytest.approx(8.0)
+
+
+def test_slices_in_which_the_load_changes_are_dropped(engine, watch):
+    engine.load = lambda now, kind: 3.0 if now % 0.1 < 0.03 else 1.0
+    assert watch.measure(engine.takes(0.005), ONLY_DENSE).median_ms == pytest.approx(5.0, rel=0.01)
+
+
+def test_stored_baselines_are_used(engine):
+    watch = Stopwatch(engine, {DENSE: 2.0, GATHER: 1.0})
+    assert watch.measure(engine.takes(0.005), ONLY_DENSE).median_ms == pytest.approx(10.0)
+
+
+def test_short_and_long_candidates(engine, watch):
+    assert watch.measure(engine.takes(2e-6), ONLY_DENSE).median_ms == pytest.approx(0.002)
+    start = engine.now
+    timing = watch.measure(engine.takes(4.0), ONLY_DENSE)
+    assert timing.median_ms == pytest.approx(4000)
+    assert engine.now - start < 4.0 * (3 + 2 * timing.count) + 1, "warm-up, then one run a slice"
+
+
+def test_blocks_do_not_run_in_their_own_caches(engine, watch):
+    """A run takes twice as long when another model ran before it."""
+    runs = []
+
+    def block():
+        engine.now += 0.002 if runs and runs[-1] == "between" else 0.001
+        runs.append("block")
+
+    original = watch._between
+    watch._between = lambda: (runs.append("between"), original())
+    assert watch.measure(block, ONLY_DENSE).median_ms == pytest.approx(2.0)
+    runs.clear()
+    assert watch.measure(block, ONLY_DENSE, alone=True).median_ms == pytest.approx(1.0)
+
+
+def test_mix_of():
+    assert mix_of(b.RoiPool((4,))) == {GATHER: 1.0} and mix_of(b.RpnHead(8, 3)) == ONLY_DENSE
+
+
+def test_to_dict():
+    assert Timing(1.0, 0.9, 0.1, 3).to_dict() == {"median_ms": 1.0, "min_ms": 0.9, "spread": 0.1, "count": 3}
