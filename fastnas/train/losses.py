@@ -35,30 +35,32 @@ def detection_losses(
 
 
 def pairwise_iou(a: Tensor, b: Tensor) -> Tensor:
-    """IoU (n, m) of boxes (n, 4) and (m, 4)."""
-    overlap = (torch.minimum(a[:, None, 2:], b[:, 2:]) - torch.maximum(a[:, None, :2], b[:, :2])).clamp_(min=0).prod(2)
-    area_a, area_b = (a[:, 2:] - a[:, :2]).prod(1), (b[:, 2:] - b[:, :2]).prod(1)
-    return overlap / (area_a[:, None] + area_b - overlap).clamp_(min=1e-9)
+    """IoU (n, m) of boxes (n, 4) and (m, 4). Fastest with the longer list as `b`: its coordinates are read in columns."""
+    (ax1, ay1, ax2, ay2), (bx1, by1, bx2, by2) = a.T[..., None], b.T.contiguous()
+    overlap = (torch.minimum(ax2, bx2) - torch.maximum(ax1, bx1)).clamp_(min=0)
+    overlap *= (torch.minimum(ay2, by2) - torch.maximum(ay1, by1)).clamp_(min=0)
+    union = ((ax2 - ax1) * (ay2 - ay1) + (bx2 - bx1) * (by2 - by1)).sub_(overlap)
+    return overlap.div_(union.clamp_(min=1e-9))
 
 
 def match(iou: Tensor, low: float, high: float, rescue: bool) -> Tensor:
-    """Index of the matched box for every row of iou (n, m); -1 below `low`, -2 between `low` and `high`.
+    """Index of the matched box for every column of iou (boxes, m); -1 below `low`, -2 between `low` and `high`.
 
-    rescue: a row that is the best of some box (ties included) is matched whatever its IoU.
+    rescue: a column that is the best of some box (ties included) is matched whatever its IoU.
     """
-    if iou.shape[1] == 0:
-        return torch.full((iou.shape[0],), -1)
-    best, index = iou.max(1)
+    if iou.shape[0] == 0:
+        return torch.full((iou.shape[1],), -1)
+    best, index = iou.max(0)
     matched = torch.where(best >= high, index, torch.where(best < low, -1, -2))
     if rescue:
-        top = iou.amax(0)
-        rows = ((iou == top) & (top > 0)).any(1)
-        matched = torch.where(rows, index, matched)
+        top = iou.amax(1, keepdim=True)
+        columns = ((iou == top) & (top > 0)).any(0)
+        matched = torch.where(columns, index, matched)
     return matched
 
 
 def _sample(matched: Tensor, count: int, positives: float, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Random rows of (positive, negative) matches, together at most `count`."""
+    """Random indices of (positive, negative) matches, together at most `count`."""
     positive, negative = (matched >= 0).nonzero()[:, 0], (matched == -1).nonzero()[:, 0]
     take = min(len(positive), int(count * positives))
     rest = min(len(negative), count - take)
@@ -79,7 +81,7 @@ def _drop_crowded(matched: Tensor, boxes: Tensor, ignore: Tensor) -> Tensor:
 def _rpn_losses(scores, deltas, anchors, targets, sampling: Sampling, rng) -> dict[str, Tensor]:
     logits, wanted, predicted, encoded = [], [], [], []
     for image, target in enumerate(targets):
-        matched = match(pairwise_iou(anchors, target.boxes), 0.3, 0.7, rescue=True)
+        matched = match(pairwise_iou(target.boxes, anchors), 0.3, 0.7, rescue=True)
         matched = _drop_crowded(matched, anchors, target.ignore)
         positive, negative = _sample(matched, sampling.anchors, sampling.anchor_positives, rng)
         logits.append(scores[image, torch.cat([positive, negative])])
@@ -103,7 +105,7 @@ class _Regions:
 
 def _sample_regions(proposals: Tensor, target, sampling: Sampling, rng) -> _Regions:
     boxes = torch.cat([proposals, target.boxes])
-    matched = match(pairwise_iou(boxes, target.boxes), 0.5, 0.5, rescue=False)
+    matched = match(pairwise_iou(target.boxes, boxes), 0.5, 0.5, rescue=False)
     matched = _drop_crowded(matched, boxes, target.ignore)
     positive, negative = _sample(matched, sampling.regions, sampling.region_positives, rng)
     labels = torch.cat([target.labels[matched[positive]], torch.zeros(len(negative), dtype=torch.int64)])

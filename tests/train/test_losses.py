@@ -54,9 +54,9 @@ def test_encode_and_decode_equal_torchvision():
 
 @pytest.mark.parametrize(("low", "high", "rescue"), [(0.3, 0.7, True), (0.5, 0.5, False)])
 def test_match_equals_torchvision(low, high, rescue):
-    iou = pairwise_iou(random_boxes(400, 0), random_boxes(9, 1))
-    torch.testing.assert_close(iou, box_iou(random_boxes(400, 0), random_boxes(9, 1)))
-    assert torch.equal(match(iou, low, high, rescue), Matcher(high, low, allow_low_quality_matches=rescue)(iou.T))
+    iou = pairwise_iou(random_boxes(9, 1), random_boxes(400, 0))
+    torch.testing.assert_close(iou, box_iou(random_boxes(9, 1), random_boxes(400, 0)))
+    assert torch.equal(match(iou, low, high, rescue), Matcher(high, low, allow_low_quality_matches=rescue)(iou))
 
 
 @pytest.mark.parametrize("counts", [(0, 0), (0, 3)])
