@@ -42,7 +42,10 @@ class Data(Section):
 
 
 class Epochs(Section):
-    """Fidelity: epochs of the ancestor, of every child (which starts from its parent's weights), and of the full training."""
+    """Fidelity: epochs of the ancestor, of every child (which starts from its parent's weights), and of the full training.
+
+    A finalist with a shorter lineage is trained for longer in the end, so that all have seen equally many epochs.
+    """
 
     ancestor: float = Field(6, gt=0)
     child: float = Field(4, gt=0)

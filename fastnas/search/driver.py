@@ -64,9 +64,11 @@ class Driver:
         if not any(record.state == FINISHED for record in records):
             reasons = "; ".join(f"candidate {r.id}: {r.reason}" for r in records if r.reason) or "no candidate was tried"
             raise FastnasError(f"no candidate finished ({reasons})")
-        for record in finalists(records, self.config.finalists):
-            if record.final is None:
-                self._finish(record)
+        chosen = finalists(records, self.config.finalists)
+        most = max(record.total_epochs for record in chosen)
+        for record in chosen:
+            if record.final is None:  # topped up, so that all have seen equally many epochs in the end
+                self._finish(record, self.config.epochs.final + most - record.total_epochs)
         front = pareto_entries(self.study.records())
         write_atomic(self.study.folder / "pareto.json", json.dumps(front, indent=1))
         return front
@@ -106,12 +108,11 @@ class Driver:
             self.study.finish(record.id, outcome.metrics, epochs, total, outcome.seconds, folder / SEARCH_WEIGHTS)
         self.listener.ended(self._reload(record), "search")
 
-    def _finish(self, record: Record) -> None:
+    def _finish(self, record: Record, epochs: float) -> None:
         """Measures a finalist whole, then trains it fully from its own weights."""
         self.listener.started(record, "final")
         latency = self.oracle.measure_whole(record.blueprint).median_ms
         folder, origin = self.study.candidate_folder(record.id), self.study.verified_weights(record.id)
-        epochs = self.config.epochs.final
         job = Job(record.blueprint, folder, FINAL_WEIGHTS, "final", epochs, self._seed(record), origin)
         outcome: Evaluation = self.final_evaluator.evaluate(job, self.listener.progress)
         if outcome.error:

@@ -34,6 +34,9 @@ def test_a_search_trains_each_blueprint_once_and_reports_the_front(tmp_path):
         assert record.total_epochs == records[record.lineage.parent].total_epochs + settings.epochs.child
     finals = [job for job in evaluator.jobs if job.phase == "final"]
     assert len(finals) in (2, 3) and any(job.folder.name == "0" for job in finals), "the ancestor is trained along"
+    whole = [job.epochs + records[int(job.folder.name)].total_epochs for job in finals]
+    assert len(set(whole)) == 1, "fully trained candidates have seen equally many epochs"
+    assert min(job.epochs for job in finals) == settings.epochs.final
     assert front == json.loads((tmp_path / "s" / "pareto.json").read_text())
     assert [e["latency_ms"] for e in front] == sorted(e["latency_ms"] for e in front)
     for entry in front:
