@@ -22,7 +22,7 @@ class SearchDisplay(Listener):
         self.trained_epochs = self.trained_seconds = 0.0
         self.bar = Progress(BarColumn(24), TextColumn("{task.description}"), console=self.console)
         self.task = self.bar.add_task("", total=1.0)
-        self.live = Live(self.bar, console=self.console, refresh_per_second=4) if _is_terminal() else None
+        self.live = Live(self.bar, console=self.console, refresh_per_second=4, transient=True) if _is_terminal() else None
         self.current = self.running = ""
         self.since = time.monotonic()
 
@@ -33,7 +33,6 @@ class SearchDisplay(Listener):
 
     def __exit__(self, *exception):
         if self.live:
-            self.bar.update(self.task, description="")
             self.live.stop()
 
     def begin(self, records, config):
