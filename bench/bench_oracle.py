@@ -2,7 +2,7 @@
 
     python bench/bench_oracle.py [--engine NAME[:PRECISION]]
 
-Measures all blocks of 8 small detectors into a fresh table, times each network whole twice in two passes, and writes
+Measures all blocks of 8 small detectors into a fresh table, times the networks whole in two interleaved passes, and writes
 bench/results/oracle-ENGINE.json. About a minute on one core.
 """
 
@@ -43,10 +43,10 @@ def main() -> None:
         start = time.perf_counter()
         blocks = oracle.fill(blueprints, lambda done, total, pair: print(f"{done}/{total} {pair[0].op}", file=sys.stderr))
         filling = time.perf_counter() - start
-        first, second = [[oracle.measure_whole(b).median_ms for b in blueprints] for _ in range(2)]
+        first, second = [[timing.median_ms for timing in oracle.measure_whole_all(blueprints)] for _ in range(2)]
         whole = (time.perf_counter() - start - filling) / (2 * len(blueprints))
         prices = [oracle(b) for b in blueprints]
-        query, new_query, expansion = query_times(oracle, blueprints)
+        query, batch_query, new_query, expansion = query_times(oracle, blueprints)
         environment = oracle.environment
     truth = [fmean(pair) for pair in zip(first, second, strict=True)]
     predicted, macs = [price.predicted for price in prices], [expand(b).macs for b in blueprints]
@@ -70,6 +70,7 @@ def main() -> None:
         "macs_mape": accuracy.proportional_mape(macs, truth),
         "macs_kendall_tau": accuracy.kendall_tau(macs, truth),
         "query_us": query,
+        "batch_query_us": batch_query,
         "new_query_us": new_query,
         "expand_us": expansion,
         "whole_network_ms": 1e3 * whole,
@@ -80,8 +81,8 @@ def main() -> None:
     print(json.dumps(result, indent=1))
 
 
-def query_times(oracle: Oracle, blueprints: list) -> tuple[float, float, float]:
-    """Median microseconds of: a query asked before, one about a new blueprint of known blocks, the expansion inside the latter."""
+def query_times(oracle: Oracle, blueprints: list) -> tuple[float, float, float, float]:
+    """Median microseconds of: a query asked before, each in a batch of those, one about a new blueprint, its expansion."""
     asked, new, expansion = [], [], []
     for blueprint in blueprints * 50:
         oracle.forget(blueprint)
@@ -89,7 +90,12 @@ def query_times(oracle: Oracle, blueprints: list) -> tuple[float, float, float]:
             start = time.perf_counter()
             ask(blueprint)
             values.append(1e6 * (time.perf_counter() - start))
-    return median(asked), median(new), median(expansion)
+    batches = []
+    for _ in range(50):
+        start = time.perf_counter()
+        [oracle(blueprint) for blueprint in blueprints]
+        batches.append(1e6 * (time.perf_counter() - start) / len(blueprints))
+    return median(asked), median(batches), median(new), median(expansion)
 
 
 if __name__ == "__main__":

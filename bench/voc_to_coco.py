@@ -26,7 +26,7 @@ def convert(voc: Path, out: Path) -> dict[str, int]:
     for split, annotations in trees.items():
         images, boxes = [], []
         for image_id, tree in enumerate(annotations, start=1):
-            file = tree.findtext("filename")
+            file = _bare_name(tree.findtext("filename") or "")
             shutil.copyfile(voc / "JPEGImages" / file, out / "images" / file)
             width, height = (int(tree.findtext(f"size/{side}")) for side in ("width", "height"))
             images.append({"id": image_id, "file_name": file, "width": width, "height": height})
@@ -41,6 +41,14 @@ def convert(voc: Path, out: Path) -> dict[str, int]:
 
 def _names(voc: Path, split: str) -> list[str]:
     return (voc / "ImageSets" / "Main" / f"{split}.txt").read_text().split()
+
+
+def _bare_name(file: str) -> str:
+    """The name without folders: what an annotation says must not lead out of OUT_DIR."""
+    name = Path(file).name
+    if name in ("", ".."):
+        raise SystemExit(f"an annotation names the image file {file!r}: correct its <filename>")
+    return name
 
 
 if __name__ == "__main__":

@@ -5,11 +5,11 @@ The parts are plain dataclasses; `Part` entries in `PARTS` say how each is writt
 
 import dataclasses
 import hashlib
-import json
 from dataclasses import dataclass
 from typing import Any
 
 from fastnas.blueprint.code import BlueprintError, validate_code
+from fastnas.blueprint.show import show
 
 BLOCK_KINDS = ("basic", "bottleneck", "resnext32x4d")
 STEMS = ("7x7", "3x3")
@@ -148,13 +148,13 @@ class Blueprint:
         wanted = ("input", *SLOTS, "classes")
         for key in data:
             if key not in wanted:
-                raise BlueprintError(f"unknown key {key!r} in the blueprint (known: {', '.join(wanted)})")
+                raise BlueprintError(f"unknown key {show(key)} in the blueprint (known: {', '.join(wanted)})")
         for key in wanted:
             if key not in data:
                 raise BlueprintError(f"the blueprint has no {key!r}")
         size = data["input"]
         if not isinstance(size, list | tuple) or len(size) != 2:
-            raise BlueprintError(f"input must be [height, width], not {json.dumps(size, default=str)}")
+            raise BlueprintError(f"input must be [height, width], not {show(size)}")
         return Blueprint(tuple(size), **{slot: _part_from_dict(slot, data[slot]) for slot in SLOTS}, classes=data["classes"])
 
     def replace(self, **changes) -> "Blueprint":
@@ -191,12 +191,12 @@ def _part_from_dict(slot: str, data: Any):
     kind = data["kind"]
     known = [name for name, part in PARTS.items() if part.slot == slot]
     if kind not in known:
-        raise BlueprintError(f"unknown {slot} kind {kind!r} (known: {', '.join(known)})")
+        raise BlueprintError(f"unknown {slot} kind {show(kind)} (known: {', '.join(known)})")
     part = PARTS[kind]
     fields = {field.name for field in dataclasses.fields(part.cls)} - {field for field, _ in part.fixed}
     for key in data:
         if key != "kind" and key not in fields:
-            raise BlueprintError(f"unknown key {key!r} in {slot} (known: {', '.join(sorted(fields))})")
+            raise BlueprintError(f"unknown key {show(key)} in {slot} (known: {', '.join(sorted(fields))})")
     if part.main not in data:
         raise BlueprintError(f"{slot} has no {part.main!r}")
     return part.cls(**dict(part.fixed), **{key: value for key, value in data.items() if key != "kind"})
@@ -204,17 +204,17 @@ def _part_from_dict(slot: str, data: Any):
 
 def _string(name: str, value: Any) -> str:
     if not isinstance(value, str):
-        raise BlueprintError(f"{name} must be text, not {value!r}")
+        raise BlueprintError(f"{name} must be text, not {show(value)}")
     return value
 
 
 def _integer(name: str, value: Any, low: int, high: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise BlueprintError(f"{name} must be a whole number, not {value!r}")
+        raise BlueprintError(f"{name} must be a whole number, not {show(value)}")
     if not low <= value <= high:
-        raise BlueprintError(f"{name} is {value}, it must be from {low} to {high}")
+        raise BlueprintError(f"{name} is {show(value)}, it must be from {low} to {high}")
 
 
 def _one_of(name: str, value: Any, choices: tuple[str, ...]) -> None:
     if value not in choices:
-        raise BlueprintError(f"{name} is {value!r}, it must be one of {', '.join(choices)}")
+        raise BlueprintError(f"{name} is {show(value)}, it must be one of {', '.join(choices)}")

@@ -1,12 +1,13 @@
 """What a person may write for BLUEPRINT on the command line: a preset, the one-line form, or a JSON or YAML file."""
 
 import difflib
-import json
 from pathlib import Path
 
 from fastnas.blueprint.blueprint import Blueprint
 from fastnas.blueprint.code import BlueprintError
+from fastnas.blueprint.document import json_value, read_text, yaml_value
 from fastnas.blueprint.presets import PRESETS
+from fastnas.blueprint.show import show
 from fastnas.blueprint.text import parse
 from fastnas.errors import InputError
 
@@ -22,25 +23,16 @@ def load(what: str) -> tuple[str, Blueprint]:
         return blueprint.text.split("/")[1], blueprint
     near = difflib.get_close_matches(what, PRESETS, n=1)
     hint = f"did you mean {near[0]}?" if near else f"presets: {', '.join(PRESETS)}"
-    raise BlueprintError(f"{what!r} is no preset, no one-line blueprint and no .json or .yaml file ({hint})")
+    raise BlueprintError(f"{show(what)} is no preset, no one-line blueprint and no .json or .yaml file ({hint})")
 
 
 def _from_file(path: Path) -> Blueprint:
+    content = read_text(path, "blueprint")
+    read, form = (json_value, "JSON") if path.suffix == ".json" else (yaml_value, "YAML")
     try:
-        content = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read the blueprint {path}: {getattr(error, 'strerror', None) or 'not text'}") from None
-    try:
-        if path.suffix == ".json":
-            data = json.loads(content)
-        else:
-            import yaml
-
-            data = yaml.safe_load(content)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path} is no JSON (line {error.lineno}, column {error.colno}: {error.msg})") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
+        data = read(content)
+    except ValueError as error:
+        raise InputError(f"{path} is no {form} ({error})") from None
     try:
         return Blueprint.from_dict(data)
     except BlueprintError as error:

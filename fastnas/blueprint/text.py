@@ -11,6 +11,7 @@ import re
 
 from fastnas.blueprint.blueprint import PARTS, SLOTS, Blueprint
 from fastnas.blueprint.code import BlueprintError
+from fastnas.blueprint.show import show
 
 
 def parse(text: str) -> Blueprint:
@@ -35,7 +36,7 @@ def _component(component: str, text: str, offset: int) -> tuple[str, object]:
     name, colon, rest = component.partition(":")
     if name != "classes" and name not in PARTS:
         known = ", ".join([*PARTS, "classes"])
-        raise BlueprintError(f"unknown component {name!r} (known: HEIGHTxWIDTH, {known})", text, offset)
+        raise BlueprintError(f"unknown component {show(name)} (known: HEIGHTxWIDTH, {known})", text, offset)
     if not colon:
         raise BlueprintError(f"{name!r} needs a value ({name}:...)", text, offset + len(name))
     offset += len(name) + 1
@@ -50,7 +51,7 @@ def _component(component: str, text: str, offset: int) -> tuple[str, object]:
         start = offset if index == 0 else offset + len(key) + 1
         if not equals or key not in types or key in dict(part.fixed):
             options = ", ".join(field for field in types if field != part.main and field not in dict(part.fixed))
-            raise BlueprintError(f"unknown option {key!r} of {name} (known: {options or 'none'})", text, offset)
+            raise BlueprintError(f"unknown option {show(key)} of {name} (known: {options or 'none'})", text, offset)
         if key in values:
             raise BlueprintError(f"{key!r} of {name} is given twice", text, offset)
         values[key] = _whole(value, text, start) if types[key] is int else value

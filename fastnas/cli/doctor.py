@@ -4,7 +4,6 @@ import importlib.metadata
 import os
 import platform
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import click
@@ -63,14 +62,12 @@ def _versions() -> dict[str, str | None]:
 
 
 def _cpu() -> dict[str, Any]:
-    fields: dict[str, str] = {}
-    if Path("/proc/cpuinfo").is_file():  # Linux; the first processor stands for all
-        for line in Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines():
-            key, _, value = line.partition(":")
-            fields[key.strip()] = value.strip()
+    from fastnas.latency.processor import cpu_name, cpuinfo
+
+    fields = cpuinfo()
     flags = set(fields.get("flags", "").split())
     return {
-        "model": fields.get("model name") or platform.processor() or platform.machine(),
+        "model": cpu_name(fields),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "features": {name: name in flags for name in FEATURES},
         "bf16_training_pays": "amx_bf16" in flags or "avx512_bf16" in flags,

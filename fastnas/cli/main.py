@@ -74,7 +74,8 @@ def main(arguments: list[str] | None = None) -> None:
         if debug:
             traceback.print_exc()
         code, line = _explain(error)
-        print(f"fastnas: {' '.join(line.split())}", file=sys.stderr)
+        line = " ".join(line.split())
+        print("fastnas: " + "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line), file=sys.stderr)
         sys.exit(code)
     except KeyboardInterrupt:
         print("fastnas: interrupted", file=sys.stderr)
@@ -83,6 +84,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _explain(error: BaseException) -> tuple[int, str]:
     """Exit code and message of an error."""
+    import sqlite3  # only where something failed
+
     if isinstance(error, InputError):
         return 2, f"error: {error}"
     if isinstance(error, FastnasError):
@@ -92,6 +95,10 @@ def _explain(error: BaseException) -> tuple[int, str]:
         return 2, f"error: {error.format_message()} (see '{where} --help')"
     if isinstance(error, click.ClickException):
         return 2, f"error: {error.format_message()}"
+    if isinstance(error, PermissionError):
+        return 2, f"error: no permission for {error.filename or 'a file'}: check its permissions or name another"
+    if isinstance(error, sqlite3.Error):
+        return 1, f"error: cannot read or write the database: {error}"
     if isinstance(error, OSError):
         return 1, f"error: {error.strerror or error}: {error.filename or ''}".rstrip(": ")
     return 1, f"internal error: {type(error).__name__}: {error} (run again with --debug and report it)"

@@ -49,7 +49,6 @@ def command(space, config, changes, data, engine, max_latency, table, candidates
     changes = (*changes, *(f"{key}={_yaml(value)}" for key, value in options.items() if value is not None))
     out = Path(out or f"runs/{space}-{time.strftime('%Y%m%d-%H%M%S')}")
     with SearchDisplay() as display:
-        display.note(f"study: {out}")
         try:
             front = run(space, out, config, changes, resume, display)
         except KeyboardInterrupt:
@@ -64,4 +63,6 @@ def command(space, config, changes, data, engine, max_latency, table, candidates
     return {"study": str(out), "report": str(report), "pareto": front}
 
 
-def _yaml(value) -> str:    return json.dumps(value)  # JSON is YAML: a folder named `yes` stays text
+def _yaml(value) -> str:
+    """JSON is YAML: a folder named `yes` stays text."""
+    return json.dumps(value, ensure_ascii=False)

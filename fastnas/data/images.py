@@ -14,6 +14,7 @@ from PIL import Image
 # Formats whose decoders read pixels only. Pillow's list also holds EPS, which starts Ghostscript on the file.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000")
 ORIENTATION_TAG = 274
+MAX_PIXELS = 100_000_000  # 300 MB as RGB; a file of a few kB can claim more (decompression bomb)
 
 
 class DecodeError(Exception):
@@ -62,13 +63,17 @@ def _open(path: Path) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return Image.open(path, formats=FORMATS)
+            image = Image.open(path, formats=FORMATS)
     except MemoryError:
         raise
     except Image.UnidentifiedImageError:
         raise DecodeError("not an image of a known format") from None
-    except Exception as error:
+    except Exception as error:  # among them Pillow's own limit, which is higher and names the number of pixels
         raise DecodeError(_reason(error)) from None
+    if image.width * image.height > MAX_PIXELS:
+        image.close()
+        raise DecodeError(f"{image.width} x {image.height} pixels, over the limit of {MAX_PIXELS // 10**6} million")
+    return image
 
 
 def _orientation(image: Image.Image) -> int:

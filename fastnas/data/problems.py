@@ -6,7 +6,7 @@ image carries the image id, a problem with a box the annotation id.
 | kind | what | rule |
 |---|---|---|
 | file-missing | the image file does not exist | image left out with its boxes |
-| file-unreadable | the image file is no image, or is truncated | image left out with its boxes |
+| file-unreadable | the image file is no image, is truncated, or has over 100 million pixels | image left out with its boxes |
 | path-outside | the file name leads out of the data folder | image left out with its boxes |
 | image-id-duplicate | two images have the same id | first kept with all boxes of the id, later one left out |
 | file-duplicate | one file is listed under two image ids | both kept, as COCO tools do |

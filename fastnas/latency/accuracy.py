@@ -38,8 +38,10 @@ def kendall_tau(first: Sequence[float], second: Sequence[float]) -> float | None
     return agreement / (ordered_first * ordered_second) ** 0.5
 
 
-def proportional_mape(feature: Sequence[float], measured: Sequence[float]) -> float:
-    """MAPE of `a * feature`, the simplest baseline (feature: MACs). Each is predicted with the `a` of all others."""
+def proportional_mape(feature: Sequence[float], measured: Sequence[float]) -> float | None:
+    """MAPE of `a * feature`, the simplest baseline (feature: MACs), each with the `a` of all others. None: there are no others."""
+    if len(measured) < 2:
+        return None
     ratios = [truth / value for truth, value in zip(measured, feature, strict=True)]
     others = [(sum(ratios) - ratio) / (len(ratios) - 1) for ratio in ratios]
     return mape([a * value for a, value in zip(others, feature, strict=True)], measured)

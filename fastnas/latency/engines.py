@@ -5,15 +5,14 @@ Adding one: a module with a class like `fastnas.latency.onnxruntime.OnnxRuntime`
 
 import difflib
 import importlib
-import platform
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import onnx
 
 from fastnas.errors import FastnasError, InputError
+from fastnas.latency.processor import cpu_name, cpuinfo
 
 PROTOCOL = 1  # of timing and synthetic inputs; counted up when a change makes old measurements incomparable
 ENGINES = {"onnxruntime": ("fastnas.latency.onnxruntime", "OnnxRuntime")}
@@ -76,13 +75,6 @@ def environment(engine: Engine, device: dict[str, Any], threads: int, settings: 
 
 def cpu() -> dict[str, str]:
     """`device`: the processor's name; `device_id`: what tells apart processors that share a name (virtual machines hide it)."""
-    fields: dict[str, str] = {}
-    try:
-        for line in Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines():
-            key, _, value = line.partition(":")
-            fields[key.strip()] = value.strip()
-    except OSError:
-        pass  # no Linux: the platform's name has to do
-    name = fields.get("model name") or platform.processor() or platform.machine()
+    fields = cpuinfo()
     known = ("cpu family", "model", "stepping", "CPU implementer", "CPU part", "CPU variant")
-    return {"device": name, "device_id": ", ".join(f"{key} {fields[key]}" for key in known if key in fields)}
+    return {"device": cpu_name(fields), "device_id": ", ".join(f"{key} {fields[key]}" for key in known if key in fields)}

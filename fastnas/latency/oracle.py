@@ -8,7 +8,7 @@ version of this module corrects the sum by networks measured whole and takes the
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -17,8 +17,8 @@ from fastnas.blueprint.blocks import Shapes, Spec
 from fastnas.blueprint.expand import Network, expand
 from fastnas.errors import InputError
 from fastnas.latency.engines import open_engine
-from fastnas.latency.table import LatencyTable, default_path
-from fastnas.latency.timing import DENSE, GATHER, Mix, Stopwatch, Timing, mix_of
+from fastnas.latency.table import Environment, LatencyTable, default_path
+from fastnas.latency.timing import DENSE, GATHER, QUIET_AGAIN_S, REFERENCES, Mix, Stopwatch, Timing, lowered, mix_of
 from fastnas.models.onnx import block_inputs, block_model, network_inputs, network_model
 
 FLOOR = 0.10  # see bench/results/oracle-onnxruntime.json for how far sums are off
@@ -57,6 +57,9 @@ class Oracle:
 
     Blocks that the table lacks are measured when they are asked for and stored at once, unless it was opened with
     `measure=False`: then they raise InputError. No price is ever made up.
+
+    Opened for measuring, it first times the references again: a table that was made on a busy machine is corrected (`note` then
+    says by how much). A table opened with `measure=False` is left as it is.
     """
 
     def __init__(self, table: LatencyTable, engine: str, measure: bool):
@@ -64,11 +67,12 @@ class Oracle:
         self.environment = self.engine.environment()
         self.table = table
         self._measures = measure
-        self._row = table.environment(self.environment)
-        self._stored = table.entries(self._row) if self._row else {}  # by block key
-        self._known: dict[Priced, Timing] = {}
-        self._prices: dict[Blueprint, Price] = {}
+        self.note: str | None = None
         self._watch: Stopwatch | None = None
+        self._adopted = 0
+        self._adopt(table.environment(self.environment))
+        if self._row and measure:
+            self._stopwatch()
 
     @classmethod
     def open(cls, table: Path | str | None = None, engine: str = "onnxruntime", measure: bool = True) -> "Oracle":
@@ -97,7 +101,9 @@ class Oracle:
         """The price of a blueprint. Raises InputError where a block is missing and may not be measured."""
         price = self._prices.get(blueprint)
         if price is None:
-            price = self._sum(expand(blueprint))
+            network, adopted = expand(blueprint), None
+            while adopted != self._adopted:  # never a sum of entries from before and after a correction
+                adopted, price = self._adopted, self._sum(network)
             if len(self._prices) >= _REMEMBERED:
                 self._prices.clear()
             self._prices[blueprint] = price
@@ -138,10 +144,16 @@ class Oracle:
 
     def measure_whole(self, blueprint: Blueprint) -> Timing:
         """Times the whole network on the synthetic scene. Nothing is stored."""
-        network = expand(blueprint)
-        model = network_model(network, synthetic_scores=True)
-        runner = self.engine.prepare(model, network_inputs(network))
-        return self._stopwatch().measure(runner.run, self._mix(network), budget_s=0.5, alone=True)
+        return self.measure_whole_all([blueprint])[0]
+
+    def measure_whole_all(self, blueprints: Sequence[Blueprint]) -> list[Timing]:
+        """Times whole networks to compare them: in interleaved rounds (A B C A B C ...), so that slow changes meet all alike.
+
+        All of them are in memory at the same time.
+        """
+        networks = [expand(blueprint) for blueprint in blueprints]
+        runs = [self.engine.prepare(network_model(n, synthetic_scores=True), network_inputs(n)).run for n in networks]
+        return self._stopwatch().measure_whole([(run, self._mix(n)) for run, n in zip(runs, networks, strict=True)])
 
     def _mix(self, network: Network) -> Mix:
         """Milliseconds that a whole network spends with each reference, as far as its blocks are known."""
@@ -175,7 +187,9 @@ class Oracle:
         watch = self._stopwatch()
         runner = self.engine.prepare(block_model(spec, shapes), block_inputs(spec, shapes))
         timing = watch.measure(runner.run, mix_of(spec))
-        self.table.put(self._row, spec.key(shapes), timing)
+        while not self.table.put(self._row, spec.key(shapes), timing):  # another process corrected the table meanwhile
+            self._adopt(self.table.environment(self.environment))
+            timing = watch.measure(runner.run, mix_of(spec))
         self._known[pair] = timing
         return timing
 
@@ -186,16 +200,47 @@ class Oracle:
             key = pair[0].key(pair[1])
             timing = self._stored.get(key)
             if timing is None and self._row:
+                row = self.table.environment(self.environment)
+                if row != self._row:  # another process corrected the table
+                    self._adopt(row)
                 timing = self.table.get(self._row, key)
             if timing is not None:
                 self._known[pair] = timing
         return timing
 
+    def _adopt(self, row: Environment | None) -> None:
+        """Goes on with this environment and its entries, and forgets all that was known before."""
+        if row and set(row.baselines) != set(REFERENCES):
+            raise self.table.damaged(f"baselines are {row.stored!r}")
+        self._row = row
+        self._stored = self.table.entries(row) if row else {}  # by block key
+        self._known: dict[Priced, Timing] = {}
+        self._prices: dict[Blueprint, Price] = {}
+        self._adopted += 1
+        if row and self._watch:
+            self._watch.baselines = row.baselines
+
     def _stopwatch(self) -> Stopwatch:
         if self._watch is None:
-            self._row = self._row or self.table.environment(self.environment)
+            if self._row is None:
+                self._adopt(self.table.environment(self.environment))
             self._watch = Stopwatch(self.engine, self._row.baselines if self._row else None)
-            if self._row is None and self._measures:
-                self._row = self.table.add_environment(self.environment, self._watch.baselines)
-                self._watch.baselines = self._row.baselines
+            if self._row:
+                self._check_baselines(self._row, self._watch)
+            elif self._measures:
+                self._adopt(self.table.add_environment(self.environment, self._watch.baselines))
         return self._watch
+
+    def _check_baselines(self, row: Environment, watch: Stopwatch) -> None:
+        """Corrects baselines that were taken on a busy machine, in the table too where it may be written."""
+        measured = watch.quiet(QUIET_AGAIN_S)
+        baselines = lowered(row.baselines, measured)
+        if baselines == row.baselines:
+            return
+        if self._measures:
+            self._adopt(self.table.lower_baselines(row, measured))
+        else:
+            watch.baselines = baselines
+        factors = ", ".join(f"{name} x{baselines[name] / old:.2f}" for name, old in row.baselines.items() if baselines[name] != old)
+        done = "its entries are corrected" if self._measures else "its entries are left as they are"
+        self.note = f"{self.table.path} was made on a busy machine: {done} ({factors})"

@@ -6,6 +6,7 @@ readers see a consistent table while one process writes. Times are milliseconds.
 
 import hashlib
 import json
+import math
 import os
 import sqlite3
 import tempfile
@@ -14,12 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastnas.errors import FastnasError, InputError
-from fastnas.files import fsync_dir, fsync_file
-from fastnas.latency.timing import Timing
+from fastnas.files import cache_folder, fsync_dir, fsync_file
+from fastnas.latency.timing import Timing, lowered, reference_of
 
 APPLICATION = 0x466E4C74  # "FnLt", in bytes 68 to 71 of the file
 VERSION = 1  # of the schema, in bytes 60 to 63
 _MAGIC = b"SQLite format 3\0"
+_DAMAGE = sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB  # the first: a table or column is missing
 _WAIT_S = 20  # for another process that is writing
 _SCHEMA = """
 CREATE TABLE environments (
@@ -42,10 +44,8 @@ CREATE TABLE entries (
 
 
 def default_path() -> Path:
-    """`latency.db` in FASTNAS_CACHE, else in the user's cache folder."""
-    if folder := os.environ.get("FASTNAS_CACHE"):
-        return Path(folder) / "latency.db"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastnas" / "latency.db"
+    """`latency.db` in the user's cache folder."""
+    return cache_folder() / "latency.db"
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,7 @@ class Environment:
 
     id: int
     baselines: dict[str, float]  # milliseconds by reference
+    stored: str  # the baselines as the table holds them
 
 
 class LatencyTable:
@@ -86,44 +87,108 @@ class LatencyTable:
     def environment(self, description: dict) -> Environment | None:
         """The row of this environment, None where nothing was measured in it."""
         _, digest = _canonical(description)
-        row = self._query("SELECT id, baselines FROM environments WHERE hash = ?", digest).fetchone()
-        return Environment(row[0], json.loads(row[1])) if row else None
+        rows = self._query("SELECT id, baselines FROM environments WHERE hash = ?", digest)
+        return Environment(rows[0][0], self._baselines(rows[0][1]), rows[0][1]) if rows else None
 
     def add_environment(self, description: dict, baselines: dict[str, float]) -> Environment:
         """Adds the environment; where another process was first, its row stays and is returned."""
-        text, digest = _canonical(description)
-        insert = "INSERT OR IGNORE INTO environments (hash, description, baselines) VALUES (?, ?, ?)"
-        self._query(insert, digest, text, json.dumps(baselines))
-        return self.environment(description)
+        (text, digest), stored = _canonical(description), json.dumps(baselines)
+        insert = "INSERT OR IGNORE INTO environments (hash, description, baselines) VALUES (?, ?, ?) RETURNING id"
+        added = self._query(insert, digest, text, stored)
+        return Environment(added[0][0], baselines, stored) if added else self.environment(description)
+
+    def lower_baselines(self, environment: Environment, measured: dict[str, float]) -> Environment:
+        """Corrects baselines that were taken on a busy machine (`lowered`), and with them all entries measured against them.
+
+        An entry is its block's time over its reference's, times the baseline: new over old makes it what it would have been.
+        """
+        self._query("BEGIN IMMEDIATE")
+        try:
+            [[text]] = self._query("SELECT baselines FROM environments WHERE id = ?", environment.id)
+            stored = self._baselines(text)
+            baselines = lowered(stored, measured)
+            for block in self.entries(environment):
+                name = self._reference(block)
+                factor = baselines[name] / stored[name]
+                update = "UPDATE entries SET median_ms = median_ms * ?, min_ms = min_ms * ? WHERE environment = ? AND block = ?"
+                self._query(update, factor, factor, environment.id, block)
+            text = json.dumps(baselines)
+            self._query("UPDATE environments SET baselines = ? WHERE id = ?", text, environment.id)
+            self._query("COMMIT")
+        finally:
+            if self._db.in_transaction:
+                self._db.rollback()
+        return Environment(environment.id, baselines, text)
 
     def environments(self) -> list[dict]:
         """Descriptions of all environments, each with its number of `entries`."""
         rows = self._query(
             "SELECT description, (SELECT count(*) FROM entries WHERE environment = id) FROM environments ORDER BY id"
         )
-        return [{**json.loads(text), "entries": count} for text, count in rows]
+        return [{**self._object(text, "a description"), "entries": count} for text, count in rows]
 
-    def put(self, environment: Environment, block: str, timing: Timing) -> None:
-        """Stores one entry, in place of an older one. Durable when this returns."""
+    def put(self, environment: Environment, block: str, timing: Timing) -> bool:
+        """Stores one entry, in place of an older one. Durable when this returns.
+
+        False where nothing was stored because another process has lowered the baselines that `environment` holds.
+        """
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        insert = "INSERT OR REPLACE INTO entries SELECT id, ?, ?, ?, ?, ?, ? FROM environments WHERE id = ? AND baselines = ?"
         values = timing.median_ms, timing.min_ms, timing.spread, timing.count, now
-        self._query("INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?, ?, ?, ?)", environment.id, block, *values)
+        return bool(self._query(f"{insert} RETURNING block", block, *values, environment.id, environment.stored))
 
     def get(self, environment: Environment, block: str) -> Timing | None:
         query = "SELECT median_ms, min_ms, spread, count FROM entries WHERE environment = ? AND block = ?"
-        row = self._query(query, environment.id, block).fetchone()
-        return Timing(*row) if row else None
+        rows = self._query(query, environment.id, block)
+        return self._entry(*rows[0]) if rows else None
 
     def entries(self, environment: Environment) -> dict[str, Timing]:
         """All entries of an environment by block key."""
         rows = self._query("SELECT block, median_ms, min_ms, spread, count FROM entries WHERE environment = ?", environment.id)
-        return {block: Timing(*values) for block, *values in rows}
+        return {block: self._entry(*values) for block, *values in rows}
 
-    def _query(self, statement: str, *values) -> sqlite3.Cursor:
+    def damaged(self, what: str) -> InputError:
+        """What to raise for content that fastnas cannot have written."""
+        return InputError(f"the latency table {self.path} is damaged: {what} (name another with --table, or delete it)")
+
+    def _entry(self, median_ms, min_ms, spread, count) -> Timing:
+        positive = _is_number(median_ms) and _is_number(min_ms) and median_ms > 0 and min_ms > 0
+        if not (positive and _is_number(spread) and spread >= 0 and isinstance(count, int) and count > 0):
+            raise self.damaged(f"an entry holds {(median_ms, min_ms, spread, count)!r} for median_ms, min_ms, spread, count")
+        return Timing(median_ms, min_ms, spread, count)
+
+    def _baselines(self, text) -> dict[str, float]:
+        baselines = self._object(text, "baselines")
+        if not all(_is_number(value) and value > 0 for value in baselines.values()):
+            raise self.damaged(f"baselines are {text!r}")
+        return baselines
+
+    def _reference(self, block: str) -> str:
         try:
-            return self._db.execute(statement, values)
+            return reference_of(block)
+        except (ValueError, KeyError, TypeError):
+            raise self.damaged(f"{block!r} is no block") from None
+
+    def _object(self, text, what: str) -> dict:
+        try:
+            found = json.loads(text)
+        except (ValueError, TypeError):
+            found = None
+        if not isinstance(found, dict):
+            raise self.damaged(f"{what} is {text!r}, no JSON object")
+        return found
+
+    def _query(self, statement: str, *values) -> list[tuple]:
+        try:
+            return self._db.execute(statement, values).fetchall()
         except sqlite3.Error as error:
+            if getattr(error, "sqlite_errorcode", None) in _DAMAGE or "UTF-8" in str(error):
+                raise self.damaged(str(error)) from None
             raise FastnasError(f"the latency table {self.path} failed: {error}") from None
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _canonical(description: dict) -> tuple[str, str]:

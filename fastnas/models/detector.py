@@ -49,7 +49,10 @@ class Detector(nn.Module):
         return self._selection[0].spec
 
     def dense(self, images: Tensor) -> dict[str, Tensor]:
-        """Everything before proposal selection on normalized images (N, 3, H, W)."""
+        """Everything before proposal selection on normalized images (N, 3, H, W) of the blueprint's input size."""
+        if tuple(images.shape[-2:]) != self.network.blueprint.input:
+            size = "x".join(map(str, images.shape[-2:]))
+            raise ValueError(f"images of {size} do not fit the blueprint {self.network.blueprint.text}: resize them")
         values = {IMAGE: images}
         self._run(self._dense_steps, values)
         return values

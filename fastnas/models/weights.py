@@ -31,4 +31,11 @@ def load_weights(path: Path | str) -> tuple[Blueprint, list[str], dict[str, Tens
         raise InputError(f"cannot read the weights {path}: {error}") from None
     if metadata.get("format") != "fastnas":
         raise InputError(f"{path} does not name its blueprint: it was not written by fastnas")
-    return parse(metadata["blueprint"]), json.loads(metadata["classes"]), state
+    try:
+        blueprint, classes = parse(metadata["blueprint"]), json.loads(metadata["classes"])
+    except (KeyError, ValueError, RecursionError, InputError) as error:
+        reason = error if isinstance(error, InputError) else "no blueprint or no classes in it"
+        raise InputError(f"{path} is damaged, its description cannot be read: {reason}") from None
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise InputError(f"{path} is damaged, its description cannot be read: the classes are no list of names")
+    return blueprint, classes, state

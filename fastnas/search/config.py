@@ -2,37 +2,67 @@
 
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
-import yaml
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 import fastnas
 from fastnas.blueprint import parse
+from fastnas.blueprint.code import MAX_BLOCKS, MAX_STAGES
+from fastnas.blueprint.document import read_text, yaml_value
+from fastnas.blueprint.show import one_line, show
 from fastnas.errors import InputError
 from fastnas.spaces import SerialRules, SerialSpace
 from fastnas.train.config import Section, TrainConfig
 
 SPACES = ("spnas",)
-Rules = pydantic.dataclasses.dataclass(SerialRules, config=ConfigDict(extra="forbid"), frozen=True)
+MAX_SEED = 2**31 - 1
+MAX_ERRORS = 10  # in one message
+Probability = Annotated[float, Field(ge=0, le=1)]
+Blocks = Annotated[int, Field(ge=1, le=MAX_BLOCKS)]
+Stages = Annotated[int, Field(ge=1, le=MAX_STAGES)]
+
+
+@pydantic.dataclasses.dataclass(config=ConfigDict(extra="forbid", allow_inf_nan=False), frozen=True)
+class Rules(SerialRules):
+    """The rules of the serial space, each within what a search can work with."""
+
+    p_expand: Probability = SerialRules.p_expand
+    p_swap: Probability = SerialRules.p_swap
+    p_add_stage: Probability = SerialRules.p_add_stage
+    operations: Annotated[int, Field(ge=1, le=20)] = SerialRules.operations
+    swap: Annotated[tuple[Literal["boundary", "doubling"], ...], Field(min_length=1, max_length=10)] = SerialRules.swap
+    max_step: Annotated[int, Field(ge=1, le=100)] = SerialRules.max_step
+    min_blocks: Blocks = SerialRules.min_blocks
+    max_blocks: Blocks = SerialRules.max_blocks
+    min_stages: Stages = SerialRules.min_stages
+    max_stages: Stages = SerialRules.max_stages
+
+    @model_validator(mode="after")
+    def _check_together(self) -> "Rules":
+        if self.min_blocks > self.max_blocks or self.min_stages > self.max_stages:
+            raise ValueError("min_blocks and min_stages must not be over max_blocks and max_stages")
+        if not 0 < self.p_expand + self.p_swap + self.p_add_stage <= 1 + 1e-9:
+            raise ValueError("p_expand, p_swap and p_add_stage must add up to more than 0 and to 1 at most")
+        return self
 
 
 class Limits(Section):
     """Hard limits, checked before any training; a candidate over one of them is rejected."""
 
     latency_ms: float | None = Field(None, gt=0)
-    params: int | None = Field(None, gt=0)
-    macs: int | None = Field(None, gt=0)
+    params: int | None = Field(None, gt=0, le=10**18)
+    macs: int | None = Field(None, gt=0, le=10**18)
 
 
 class GeneratedData(Section):
     """The built-in data set of shapes, used where no data folder is given."""
 
-    train: int = Field(256, ge=1)
-    val: int = Field(96, ge=1)
-    classes: int = Field(4, ge=1)
-    seed: int = 0
+    train: int = Field(256, ge=1, le=100_000)
+    val: int = Field(96, ge=1, le=100_000)
+    classes: int = Field(4, ge=1, le=8)
+    seed: int = Field(0, ge=0, le=MAX_SEED)
 
 
 class Data(Section):
@@ -47,22 +77,23 @@ class Epochs(Section):
     A finalist with a shorter lineage is trained for longer in the end, so that all have seen equally many epochs.
     """
 
-    ancestor: float = Field(6, gt=0)
-    child: float = Field(4, gt=0)
-    final: float = Field(12, ge=0)
+    ancestor: float = Field(6, gt=0, le=10_000)
+    child: float = Field(4, gt=0, le=10_000)
+    final: float = Field(12, ge=0, le=10_000)
 
 
 class SearchConfig(Section):
     space: Literal["spnas"]
-    seed: int = Field(0, ge=0)
-    candidates: int = Field(8, ge=1)  # trained ones, the ancestor among them
+    seed: int = Field(0, ge=0, le=MAX_SEED)
+    candidates: int = Field(8, ge=1, le=1_000_000)  # trained ones, the ancestor among them
     ancestor: str  # a blueprint in one line; its `classes` are replaced by those of the data
     rules: Rules = Rules()
     limits: Limits = Limits()
     data: Data = Data()
     train: TrainConfig = TrainConfig()
     epochs: Epochs = Epochs()
-    finalists: int = Field(3, ge=1)  # members of the front that get the full training; the ancestor gets it too, for comparison
+    # Members of the front that get the full training; the ancestor gets it too, for comparison.
+    finalists: int = Field(3, ge=1, le=1_000_000)
     engine: str = "onnxruntime"
     table: str | None = None  # latency table; none: the user's
 
@@ -78,20 +109,15 @@ def load_config(space: str, file: str | None, changes: tuple[str, ...] = ()) -> 
     if file is None:
         name, content = f"{space}-demo.yaml", _builtin(f"{space}-demo.yaml")
     else:
-        name = file
-        try:
-            content = Path(file).read_text()
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "not text"
-            raise InputError(f"cannot read the config {file}: {reason}") from None
+        name, content = file, read_text(Path(file), "config")
     try:
-        data = yaml.safe_load(content)
-    except yaml.YAMLError as error:
-        raise InputError(f"{name} is no YAML: {error}") from None
+        data = yaml_value(content)
+    except ValueError as error:
+        raise InputError(f"{name} is no YAML ({error})") from None
     if not isinstance(data, dict):
         raise InputError(f"{name} holds no keys")
     if data.setdefault("space", space) != space:
-        raise InputError(f"{name} belongs to the space {data['space']!r}, not {space!r}")
+        raise InputError(f"{name} belongs to the space {show(data['space'])}, not {space!r}")
     for change in changes:
         apply_change(data, change)
     return data
@@ -101,26 +127,32 @@ def apply_change(data: dict[str, Any], change: str) -> None:
     """Applies one `a.b=value` (value in YAML) to nested dicts."""
     key, equals, value = change.partition("=")
     if not equals or not key:
-        raise InputError(f"--set {change!r}: write KEY=VALUE, e.g. --set train.lr=0.002")
+        raise InputError(f"--set {show(change)}: write KEY=VALUE, e.g. --set train.lr=0.002")
     try:
-        parsed = yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise InputError(f"--set {change!r}: {value!r} is no YAML value") from None
+        parsed = yaml_value(value)
+    except ValueError as error:
+        raise InputError(f"--set {show(change)}: no YAML value ({error})") from None
     *path, last = key.split(".")
     for part in path:
         if not isinstance(data.setdefault(part, {}), dict):
-            raise InputError(f"--set {change!r}: {part!r} is not a section")
+            raise InputError(f"--set {show(change)}: {show(part)} is not a section")
         data = data[part]
     data[last] = parsed
 
 
 def check_config(data: dict[str, Any], name: str = "config") -> SearchConfig:
-    """The checked configuration. Raises InputError naming every wrong key on one line."""
+    """The checked configuration. Raises InputError naming the wrong keys on one line."""
     try:
         return SearchConfig.model_validate(data)
     except ValidationError as error:
-        lines = [f"{'.'.join(map(str, e['loc'])) or 'top'}: {e['msg']}" for e in error.errors()]
-        raise InputError(f"{name}: {'; '.join(lines)}") from None
+        found = error.errors(include_url=False, include_context=False, include_input=False)
+        lines = [f"{_place(e['loc'])}: {one_line(e['msg'].removeprefix('Value error, '), 200)}" for e in found[:MAX_ERRORS]]
+        more = f"; and {len(found) - MAX_ERRORS} more" if len(found) > MAX_ERRORS else ""
+        raise InputError(f"{name}: {'; '.join(lines)}{more}") from None
+
+
+def _place(keys: tuple[str | int, ...]) -> str:
+    return ".".join(one_line(str(key)) for key in keys) or "top"
 
 
 def _builtin(name: str) -> str:

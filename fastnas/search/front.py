@@ -22,8 +22,14 @@ def finalists(records: list[Record], count: int) -> list[Record]:
 
 
 def final_front(records: Iterable[Record]) -> list[Record]:
-    """Fully trained candidates that no other dominates in final AP and whole-network latency, fastest first."""
-    front = pareto_front([r for r in records if r.final], lambda r: (1 - r.final.ap, r.final.latency_ms))
+    """Fully trained candidates that no other dominates in final AP and whole-network latency, fastest first.
+
+    Only those that have seen the most epochs are compared: a resumed study may hold shorter full trainings.
+    """
+    finals = [r for r in records if r.final]
+    most = max((r.total_epochs + r.final.epochs for r in finals), default=0)
+    finals = [r for r in finals if math.isclose(r.total_epochs + r.final.epochs, most)]
+    front = pareto_front(finals, lambda r: (1 - r.final.ap, r.final.latency_ms))
     return sorted(front, key=lambda r: (r.final.latency_ms, r.id))
 
 

@@ -20,7 +20,7 @@ from fastnas.search.study import Study
 from fastnas.train.evaluator import Evaluator
 
 # What may differ when a study is resumed: everything else would mix candidates that cannot be compared.
-RESUMABLE = ("candidates", "finalists", "limits", "table", "epochs.final")
+RESUMABLE = ("candidates", "finalists", "table", "epochs.final")
 
 
 def run(
@@ -38,13 +38,7 @@ def run(
     """
     out, listener = Path(out), listener or Listener()
     if resume:
-        with Study.open(out, write=True) as study:
-            checked = _resumed_config(study, space, config, changes)
-            train, val = _open_data(checked)
-            if study.data_fingerprint != _fingerprint(train, val):
-                raise InputError(f"the annotations in {train.split.root} changed since {out} was begun: start a new study")
-            with Oracle.open(checked.table, checked.engine) as oracle:
-                return _drive(study, checked, train, val, oracle, listener)
+        return _resume(out, space, config, changes, listener)
     checked = _checked(load_config(space, config, changes), config or f"{space}-demo.yaml")
     Study.check_free(out)
     train, val = _open_data(checked)
@@ -57,6 +51,23 @@ def run(
             return _drive(study, checked, train, val, oracle, listener)
 
 
+def _resume(out: Path, space: str, config: str | None, changes: tuple[str, ...], listener: Listener) -> list[dict[str, Any]]:
+    with Study.open(out) as study:  # everything is checked before anything is written
+        checked = _resumed_config(study, space, config, changes)
+        fingerprint, environment = study.data_fingerprint, study.environment
+    train, val = _open_data(checked)
+    if fingerprint != _fingerprint(train, val):
+        raise InputError(f"the annotations in {train.split.root} changed since {out} was begun: start a new study")
+    with Oracle.open(checked.table, checked.engine) as oracle:
+        if environment and environment != oracle.environment:
+            keys = ", ".join(_different(environment, oracle.environment))
+            raise InputError(f"{out} was priced in another environment ({keys}): latencies would not compare; start a new study")
+        with Study.open(out, write=True) as study:
+            if study.config != checked.model_dump(mode="json"):
+                study.set_config(checked.model_dump(mode="json"))
+            return _drive(study, checked, train, val, oracle, listener)
+
+
 def open_study(folder: Path | str) -> Study:
     """Opens a study for reading. Raises InputError if the folder holds none."""
     return Study.open(folder)
@@ -64,6 +75,7 @@ def open_study(folder: Path | str) -> Study:
 
 def _drive(study: Study, config: SearchConfig, train: DetectionData, val: DetectionData, oracle: Oracle, listener: Listener):
     """The search itself, on an open study; returns the entries of pareto.json."""
+    listener.note(f"study: {study.folder}")
     train.fill()
     val.fill()
     problems = [*train.split.problems, *train.problems, *val.split.problems, *val.problems]
@@ -74,6 +86,8 @@ def _drive(study: Study, config: SearchConfig, train: DetectionData, val: Detect
     study.set_meta("environment", oracle.environment)
     listener.note(f"data: {len(train)} training and {len(val)} validation images in {train.split.root}")
     listener.note(f"latency: {oracle.environment['engine']} {oracle.environment['version']}, table {oracle.table.path}")
+    if oracle.note:
+        listener.note(f"latency: {oracle.note}")
     driver = Driver(
         study,
         config,
@@ -96,16 +110,17 @@ def _open_data(config: SearchConfig) -> tuple[DetectionData, DetectionData]:
         root = generate(cache_folder() / "generated" / name, g.seed, g.train, g.val, size, g.classes)
     train, val = get_data(root, "train", size), get_data(root, "val", size)
     check_same_classes(train.split, val.split)
+    for data in (train, val):
+        if not any((~record.crowd).any() for record in data.split.records):
+            raise InputError(f"{data.split.annotation_file} has no usable box: there is nothing to learn or to evaluate")
     return train, val
 
 
 def _checked(data: dict[str, Any], name: str) -> SearchConfig:
-    """The checked configuration, with the data folder made absolute."""
+    """The checked configuration, with paths made absolute: a study may be resumed from another folder."""
     config = check_config(data, name)
-    if not config.data.root:
-        return config
-    section = config.data.model_copy(update={"root": str(Path(config.data.root).resolve())})
-    return config.model_copy(update={"data": section})
+    root, table = (str(Path(path).resolve()) if path else None for path in (config.data.root, config.table))
+    return config.model_copy(update={"data": config.data.model_copy(update={"root": root}), "table": table})
 
 
 def _resumed_config(study: Study, space: str, config: str | None, changes: tuple[str, ...]) -> SearchConfig:
@@ -121,8 +136,6 @@ def _resumed_config(study: Study, space: str, config: str | None, changes: tuple
     different = [key for key in _different(stored, wanted) if not key.startswith(RESUMABLE)]
     if different:
         raise InputError(f"{study.folder} was begun with another {', '.join(different)}: leave that, or start a new study")
-    if wanted != stored:
-        study.set_config(wanted)
     return checked
 
 

@@ -14,6 +14,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import sqlite3
 import time
@@ -72,6 +73,9 @@ class Study:
         try:
             (folder / "candidates").mkdir(parents=True, exist_ok=True)
             lock = _lock(folder)
+            if (folder / "study.db").exists():  # made by another process since the check above
+                lock.close()
+                Study.check_free(folder)
             write_atomic(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
         except OSError as error:
             raise InputError(f"cannot write to {folder} ({error.strerror}): name another folder with --out") from None
@@ -118,6 +122,8 @@ class Study:
         if not write:
             return study
         study.close()
+        if (folder / "candidates").is_symlink() or not (folder / "candidates").is_dir():
+            raise InputError(f"{folder / 'candidates'} is no folder of the study's own: put it back, or start a new study")
         lock = _lock(folder)
         study = Study(folder, _connect(folder), lock)
         study._recover()
@@ -131,7 +137,9 @@ class Study:
         keep |= {self.folder / weights for (weights,) in self._db.execute("SELECT weights FROM finals")}
         ended = {id for (id,) in self._db.execute("SELECT id FROM candidates WHERE state IN (?, ?)", (FINISHED, FAILED))}
         for entry in (self.folder / "candidates").iterdir():
-            if not (entry.name.isdecimal() and int(entry.name) in ended):
+            if entry.is_symlink() or not entry.is_dir() or not re.fullmatch(r"\d+", entry.name, re.ASCII):
+                continue  # not written by a study
+            if int(entry.name) not in ended:
                 shutil.rmtree(entry)
                 continue
             for file in entry.iterdir():
@@ -255,6 +263,11 @@ class Study:
                 (id, final.ap, final.ap50, json.dumps(final.metrics), final.latency_ms, final.epochs, final.seconds)
                 + (final.weights, digest, time.time()),
             )
+
+    def drop_final(self, id: int) -> None:
+        """Forgets a full training that is going to be done again."""
+        with self._db:
+            self._db.execute("DELETE FROM finals WHERE candidate = ?", (id,))
 
     def _seal(self, weights: Path) -> str:
         """Fsyncs a candidate's folder; returns the hash of its weights."""

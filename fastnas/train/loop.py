@@ -64,6 +64,8 @@ def train(
             watch.step(step + 1, total, losses, rate, len(batch.images))
     finally:
         batches.close()
+    if not all(torch.isfinite(tensor).all() for tensor in ema.model.state_dict().values()):
+        raise Diverged(f"weights are no numbers after epoch {epochs:g}")
     return ema.model.eval()
 
 

@@ -40,9 +40,12 @@ def test_json(tmp_path):
     assert accuracy["n"] == 3 and accuracy["calibration_networks"] == 0 and accuracy["mape"] >= 0
     assert set(accuracy) >= {"within_5", "within_10", "kendall_tau", "repeat_mape", "interval_coverage", "macs_mape"}
     assert 0 < result["query_us"] < result["new_query_us"] < 1e3 * result["whole_network_ms"]
+    assert 0 < result["batch_query_us"] < result["new_query_us"]
 
     again = run(SMALL, "--table", table)
     assert again["entries"] == result["entries"] and again["accuracy"]["n"] == 1
+    assert set(again) == set(result) and set(again["accuracy"]) == set(accuracy)
+    assert [name for name, value in again["accuracy"].items() if value is None] == ["kendall_tau", "macs_mape", "macs_kendall_tau"]
     assert again["networks"][0]["predicted_ms"] == result["networks"][0]["predicted_ms"], "nothing was measured anew"
 
 

@@ -1,11 +1,15 @@
 """`fastnas describe` and what every command shares."""
 
 import json
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from fastnas.cli.main import cli, main
+from fastnas.errors import InputError
 
 ROOT = Path(__file__).parents[2]
 
@@ -72,3 +76,31 @@ def test_help_and_version():
     for arguments in (["--help"], ["search", "--help"], ["describe", "-h"], ["--version"]):
         done = fastnas(*arguments)
         assert done.returncode == 0 and done.stdout
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "says"),
+    [
+        (sqlite3.DatabaseError("disk image is malformed"), 1, "error: cannot read or write the database: disk image is malformed"),
+        (PermissionError(13, "Permission denied", "/a"), 2, "error: no permission for /a: check its permissions or name another"),
+        (OSError(28, "No space left on device", "/a/b"), 1, "error: No space left on device: /a/b"),
+        (KeyError("x"), 1, "internal error: KeyError: 'x' (run again with --debug and report it)"),
+        (InputError("a\x1b[31m\nb"), 2, r"error: a\x1b[31m b"),
+    ],
+)
+def test_errors_become_codes_and_printable_lines(error, code, says, monkeypatch, capsys):
+    def fail(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr(cli, "main", fail)
+    with pytest.raises(SystemExit) as caught:
+        main(["describe"])
+    assert caught.value.code == code and capsys.readouterr().err == f"fastnas: {says}\n"
+
+
+@pytest.mark.parametrize("suffix", ["yaml", "json"])
+def test_hostile_files_are_bad_input(tmp_path, suffix):
+    file = tmp_path / f"b.{suffix}"
+    file.write_text("[" * 50_000)
+    done = fastnas("describe", str(file))
+    assert done.returncode == 2 and str(file) in done.stderr and "nested too deeply" in done.stderr

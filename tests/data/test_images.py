@@ -1,5 +1,7 @@
 """Decoding single files: modes, truncation, formats."""
 
+import io
+import json
 import struct
 import zlib
 from pathlib import Path
@@ -8,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fastnas.data.coco import read_coco
 from fastnas.data.images import DecodeError, decode_rgb, read_header
 
 
@@ -95,3 +98,34 @@ def test_orientation_is_told_and_not_applied(tmp_path: Path):
     header = read_header(tmp_path / "a.jpg")
     assert (header.width, header.height, header.orientation) == (20, 10, 6)
     assert decode_rgb(tmp_path / "a.jpg").shape == (10, 20, 3)
+
+
+def _huge_png(width: int, height: int) -> bytes:
+    image = io.BytesIO()
+    Image.new("1", (width, height)).save(image, "PNG")
+    return image.getvalue()
+
+
+def test_an_image_over_the_pixel_limit_is_refused_with_its_size(tmp_path: Path):
+    (tmp_path / "a.png").write_bytes(_huge_png(10_001, 10_000))
+    assert (tmp_path / "a.png").stat().st_size < 100_000
+    for read in (read_header, decode_rgb):
+        with pytest.raises(DecodeError, match="10001 x 10000 pixels, over the limit of 100 million"):
+            read(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(_huge_png(10_000, 10_000))
+    assert read_header(tmp_path / "b.png").width == 10_000
+
+
+def test_a_data_set_reports_the_image_over_the_limit(tmp_path: Path):
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/big.png").write_bytes(_huge_png(10_001, 10_000))
+    Image.new("RGB", (20, 10)).save(tmp_path / "images/ok.png")
+    sizes = {"big.png": (10_001, 10_000), "ok.png": (20, 10)}
+    images = [{"id": i, "file_name": n, "width": w, "height": h} for i, (n, (w, h)) in enumerate(sizes.items())]
+    document = {"images": images, "annotations": [], "categories": [{"id": 1, "name": "a"}]}
+    (tmp_path / "annotations/instances_train.json").write_text(json.dumps(document))
+    split = read_coco(tmp_path, "train")
+    assert [record.path.name for record in split.records] == ["ok.png"]
+    found = {problem.file: problem for problem in split.problems}["big.png"]
+    assert found.kind == "file-unreadable" and "10001 x 10000" in found.detail

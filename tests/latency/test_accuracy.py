@@ -28,3 +28,4 @@ def test_kendall_tau_without_order():
 def test_proportional_mape_leaves_the_predicted_one_out():
     assert accuracy.proportional_mape([1, 2, 3], [2, 4, 6]) == pytest.approx(0)
     assert accuracy.proportional_mape([1, 1], [1, 2]) == pytest.approx((100 + 50) / 2)
+    assert accuracy.proportional_mape([1], [1]) is None

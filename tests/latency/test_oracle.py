@@ -5,11 +5,13 @@ import sys
 
 import pytest
 
+import fastnas.latency.oracle
 from fastnas.blueprint import expand, parse
 from fastnas.errors import InputError
-from fastnas.latency import Oracle, Price, Timing
-from fastnas.latency.engines import open_engine
+from fastnas.latency import Oracle, Price, Timing, timing
+from fastnas.latency.engines import environment, open_engine
 from fastnas.latency.oracle import FLOOR
+from fastnas.latency.table import LatencyTable
 from fastnas.latency.timing import Stopwatch
 
 SMALL = parse("64x64/basic:1-2,base=8/fpn:8/rpn:20,topk=50/rcnn:16,detections=10/classes:3")
@@ -133,3 +135,134 @@ with Oracle.open({str(filled)!r}, measure=False) as oracle:
 sys.exit("torch" in sys.modules)
 """
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+LOADED = 1.4
+
+
+class FakeEngine:
+    """A run takes 1 ms of the machine's time, times `load`; the clock moves only when something runs."""
+
+    name, version, precision, load = "fake", "1", "fp32", 1.0
+
+    def __init__(self):
+        self.now = 0.0
+
+    def environment(self):
+        return environment(self, {"device": "fake", "device_id": ""}, 1, {})
+
+    def clock(self):
+        return self.now
+
+    def prepare(self, model, inputs):
+        def run():
+            self.now += 0.001 * FakeEngine.load
+
+        return type("Runner", (), {"run": staticmethod(run)})
+
+
+@pytest.fixture
+def load(monkeypatch):
+    """Sets how busy the fake machine is."""
+    monkeypatch.setattr(fastnas.latency.oracle, "open_engine", lambda text: FakeEngine())
+    monkeypatch.setattr(timing, "QUIET_S", 0.01)
+    monkeypatch.setattr(fastnas.latency.oracle, "QUIET_AGAIN_S", 0.01)
+    return lambda factor: monkeypatch.setattr(FakeEngine, "load", factor)
+
+
+def _uses(blueprint) -> int:
+    return sum(len(block.uses) for block in expand(blueprint).blocks)
+
+
+def test_a_table_made_on_a_busy_machine_is_corrected(load, tmp_path):
+    path, block = tmp_path / "latency.db", SMALL
+    load(LOADED)
+    with Oracle.open(path) as oracle:
+        assert oracle.note is None
+        assert oracle(block).predicted == pytest.approx(LOADED * _uses(block)), "nothing better is known yet"
+        assert oracle.measure_whole(block).median_ms == pytest.approx(LOADED)
+    load(1.0)
+    with Oracle.open(path, measure=False) as oracle:
+        assert oracle(block).predicted == pytest.approx(LOADED * _uses(block)), "reading changes nothing"
+        assert oracle.measure_whole(block).median_ms == pytest.approx(1.0) and "left as they are" in oracle.note
+    with Oracle.open(path) as oracle:
+        assert str(path) in oracle.note and "dense x0.71, gather x0.71" in oracle.note
+        assert oracle(block).predicted == pytest.approx(_uses(block)) and oracle.missing([block]) == []
+        assert oracle(DEEPER).predicted == pytest.approx(_uses(DEEPER)), "old and new entries fit together"
+        assert oracle.measure_whole(block).median_ms == pytest.approx(1.0)
+    load(2.0)
+    with Oracle.open(path) as oracle:
+        assert oracle.note is None and oracle(DEEPER).predicted == pytest.approx(_uses(DEEPER)), "now it is merely busy"
+        assert oracle.measure_whole(block).median_ms == pytest.approx(1.0)
+    with Oracle.open(path, measure=False) as oracle:
+        assert oracle(block).predicted == pytest.approx(_uses(block))
+
+
+def test_a_correction_by_another_process_is_followed(load, tmp_path):
+    path = tmp_path / "latency.db"
+    load(LOADED)
+    with Oracle.open(path) as first:
+        assert first(SMALL).predicted == pytest.approx(LOADED * _uses(SMALL))
+        load(1.0)
+        with Oracle.open(path) as second:
+            assert second.note
+        assert first(DEEPER).predicted == pytest.approx(_uses(DEEPER)) and first(SMALL).predicted == pytest.approx(_uses(SMALL))
+    with Oracle.open(path) as oracle:
+        assert oracle.note is None and oracle(DEEPER).predicted == pytest.approx(_uses(DEEPER))
+
+
+def test_a_block_measured_while_another_process_corrects_is_measured_again(load, tmp_path, monkeypatch):
+    path = tmp_path / "latency.db"
+    load(LOADED)
+    with Oracle.open(path) as first:
+        first(SMALL)
+        load(1.0)
+        original, others = Stopwatch.measure, []
+
+        def measure(self, *args):
+            found = original(self, *args)
+            if not others:
+                others.append(True)
+                Oracle.open(path).close()
+            return found
+
+        monkeypatch.setattr(Stopwatch, "measure", measure)
+        assert first(DEEPER).predicted == pytest.approx(_uses(DEEPER))
+    with Oracle.open(path, measure=False) as oracle:
+        assert oracle(DEEPER).predicted == pytest.approx(_uses(DEEPER))
+
+
+def test_strange_baselines_are_refused(load, tmp_path):
+    path = tmp_path / "latency.db"
+    with Oracle.open(path) as oracle:
+        oracle(SMALL)
+        oracle.table._db.execute("UPDATE environments SET baselines = '{}'")
+    for measure in (True, False):
+        with pytest.raises(InputError, match="is damaged: baselines are '{}'.*--table"):
+            Oracle.open(path, measure=measure)
+
+
+def test_a_block_that_is_repeated_counts_every_time(load, tmp_path):
+    """SMALL has one residual block in its last stage; then come a stride-1 one, and the same one again."""
+    once, twice = (parse(SMALL.text.replace("basic:1-2", f"basic:1-{code}")) for code in ("21", "211"))
+    assert set(expand(once).prices()) == set(expand(twice).prices()), "no block that is new"
+    path = tmp_path / "latency.db"
+    repeated = max(expand(twice).prices() - expand(once).prices())
+    table = LatencyTable(path)
+    row = table.add_environment(FakeEngine().environment(), {"dense": 1.0, "gather": 1.0})
+    for spec, shapes in expand(twice).prices():
+        table.put(row, spec.key(shapes), Timing(10.0 if (spec, shapes) == repeated else 1.0, 1.0, 0.5, 5))
+    table.close()
+    with Oracle.open(path, measure=False) as oracle:
+        assert oracle(once).predicted == pytest.approx(_uses(once) - 1 + 10)
+        assert oracle(twice).predicted == pytest.approx(_uses(once) - 1 + 20)
+        margin = oracle(twice).high - oracle(twice).predicted
+        singles = sum(uses**2 for pair, uses in expand(twice).prices().items() if pair != repeated)
+        assert margin == pytest.approx(2 * 0.5 * (singles + 20**2) ** 0.5), "its error repeats too"
+
+
+def test_whole_networks_are_timed_together(filled):
+    with Oracle.open(filled) as oracle:
+        timings = oracle.measure_whole_all([SMALL, DEEPER])
+    assert len(timings) == 2 and all(timing.median_ms > 0 and timing.spread >= 0 for timing in timings)
+    assert timings[0].count == timings[1].count

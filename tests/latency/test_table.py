@@ -149,6 +149,72 @@ def test_a_damaged_table_is_refused(path):
         LatencyTable(path)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("UPDATE entries SET median_ms = 'fast'", "an entry holds .'fast'"),
+        ("UPDATE entries SET median_ms = x'00ff'", "an entry holds"),
+        ("UPDATE entries SET median_ms = 9e999", "an entry holds .inf"),
+        ("UPDATE entries SET min_ms = 'x'", "an entry holds"),
+        ("UPDATE entries SET spread = -1", "an entry holds"),
+        ("UPDATE entries SET count = 'many'", "an entry holds"),
+        ("UPDATE entries SET median_ms = CAST(x'ff' AS TEXT)", "UTF-8"),
+        ("UPDATE environments SET baselines = '{\"dense\": '", "baselines is '.*no JSON object"),
+        ("UPDATE environments SET baselines = '[1]'", "baselines is '.1.', no JSON object"),
+        ("UPDATE environments SET baselines = '{\"dense\": true}'", "baselines are"),
+        ("UPDATE environments SET baselines = '{\"dense\": 0}'", "baselines are"),
+        ("UPDATE environments SET baselines = x'00'", "baselines"),
+        ("UPDATE environments SET description = 'none'", "a description is 'none'"),
+        ("ALTER TABLE entries RENAME COLUMN spread TO width", "no such column"),
+        ("DROP TABLE entries", "no such table"),
+    ],
+)
+def test_damaged_values_are_named(path, change, message):
+    table = LatencyTable(path)
+    table.put(table.add_environment(HERE, BASELINES), "a", TIMING)
+    table._db.execute(change)
+    with pytest.raises(InputError, match=message) as raised:
+        table.environments()
+        environment = table.environment(HERE)
+        table.entries(environment)
+    assert str(path) in str(raised.value) and "name another with --table, or delete it" in str(raised.value)
+    if "entries SET" in change:
+        with pytest.raises(InputError, match=message):
+            table.get(table.environment(HERE), "a")
+    table.close()
+
+
+DENSE_BLOCK, GATHER_BLOCK = '{"op":"residual"}', '{"op":"roi-pool"}'
+
+
+def test_lower_baselines_correct_the_entries_of_their_reference(path):
+    table = LatencyTable(path)
+    old, there = table.add_environment(HERE, BASELINES), table.add_environment({**HERE, "threads": 2}, BASELINES)
+    for environment in (old, there):
+        for block in (DENSE_BLOCK, GATHER_BLOCK):
+            table.put(environment, block, TIMING)
+    new = table.lower_baselines(old, {"dense": 0.25, "gather": 0.5})
+    assert new.baselines == {"dense": 0.25, "gather": 0.25} and table.environment(HERE) == new
+    halved = Timing(TIMING.median_ms / 2, TIMING.min_ms / 2, TIMING.spread, TIMING.count)
+    assert table.entries(new) == {DENSE_BLOCK: halved, GATHER_BLOCK: TIMING}
+    assert table.entries(there) == {DENSE_BLOCK: TIMING, GATHER_BLOCK: TIMING}, "another environment"
+    assert table.lower_baselines(old, {"dense": 0.25, "gather": 0.5}) == new and table.entries(new)[DENSE_BLOCK] == halved, "once"
+    assert not table.put(old, "late", TIMING) and table.get(new, "late") is None, "measured against the old baselines"
+    assert table.put(new, "late", TIMING) and table.get(new, "late") == TIMING
+    table.close()
+
+
+def test_a_correction_that_fails_changes_nothing(path):
+    table = LatencyTable(path)
+    environment = table.add_environment(HERE, BASELINES)
+    table.put(environment, DENSE_BLOCK, TIMING)
+    table.put(environment, "{no block", TIMING)
+    with pytest.raises(InputError, match="'{no block' is no block.*delete it"):
+        table.lower_baselines(environment, {"dense": 0.25, "gather": 0.25})
+    assert table.environment(HERE) == environment and table.get(environment, DENSE_BLOCK) == TIMING
+    table.close()
+
+
 def test_places_that_cannot_hold_a_table(tmp_path):
     with pytest.raises(InputError, match="cannot read the latency table.*fastnas bench-latency"):
         LatencyTable(tmp_path / "none.db", writable=False)

@@ -3,7 +3,8 @@
 import pytest
 
 from fastnas.blueprint import blocks as b
-from fastnas.latency.timing import DENSE, GATHER, Stopwatch, Timing, mix_of
+from fastnas.blueprint import expand, parse
+from fastnas.latency.timing import BETWEEN, DENSE, GATHER, Stopwatch, Timing, lowered, mix_of, reference_of
 
 ONLY_DENSE = {DENSE: 1.0}
 
@@ -59,7 +60,7 @@ def test_each_kind_of_work_has_its_own_drift(engine, watch):
         dense()
         gather()
 
-    assert watch.measure(network, {DENSE: 6.0, GATHER: 2.0}).median_ms == pytest.approx(8.0)
+    assert watch.measure_whole([(network, {DENSE: 6.0, GATHER: 2.0})])[0].median_ms == pytest.approx(8.0)
 
 
 def test_slices_in_which_the_load_changes_are_dropped(engine, watch):
@@ -92,11 +93,43 @@ def test_blocks_do_not_run_in_their_own_caches(engine, watch):
     watch._between = lambda: (runs.append("between"), original())
     assert watch.measure(block, ONLY_DENSE).median_ms == pytest.approx(2.0)
     runs.clear()
-    assert watch.measure(block, ONLY_DENSE, alone=True).median_ms == pytest.approx(1.0)
+    assert watch.measure_whole([(block, ONLY_DENSE)])[0].median_ms == pytest.approx(1.0)
 
 
 def test_mix_of():
     assert mix_of(b.RoiPool((4,))) == {GATHER: 1.0} and mix_of(b.RpnHead(8, 3)) == ONLY_DENSE
+
+
+def test_the_key_of_a_block_tells_its_reference():
+    network = expand(parse(BETWEEN))
+    references = {spec.key(shapes): mix_of(spec) for spec, shapes in network.prices()}
+    assert {reference_of(key) for key in references} == {DENSE, GATHER}
+    assert all({reference_of(key): 1.0} == mix for key, mix in references.items())
+
+
+def test_only_clearly_lower_baselines_count():
+    stored = {DENSE: 1.4, GATHER: 1.0}
+    assert lowered(stored, {DENSE: 1.0, GATHER: 1.3}) == {DENSE: 1.0, GATHER: 1.0}
+    assert lowered(stored, {DENSE: 1.38, GATHER: 0.97}) == stored, "noise"
+
+
+def test_whole_networks_take_turns(engine, watch):
+    """The machine slows down for good in a way that the references do not feel: all networks get the same share of it."""
+    order, start = [], engine.now
+
+    def network(name, seconds):
+        def run():
+            order.append(name)
+            engine.now += seconds * (1.0 if engine.now < start + 0.6 else 2.0)
+
+        return run
+
+    timings = watch.measure_whole([(network(name, ms / 1e3), ONLY_DENSE) for name, ms in (("a", 4), ("b", 5), ("c", 6))])
+    a, b, c = (timing.median_ms for timing in timings)
+    assert b / a == pytest.approx(5 / 4, rel=0.05) and c / a == pytest.approx(6 / 4, rel=0.05)
+    assert len({timing.count for timing in timings}) == 1 and all(timing.spread >= 0 for timing in timings)
+    rounds = [name for name, before in zip(order, [None, *order], strict=False) if name != before]
+    assert rounds[3:6] == ["a", "b", "c"] and rounds[: len(rounds) // 3 * 3] == ["a", "b", "c"] * (len(rounds) // 3)
 
 
 def test_to_dict():

@@ -61,3 +61,9 @@ def test_detections_equal_torchvision(faster_rcnn_twins):
         torch.testing.assert_close(own["scores"], other["scores"], rtol=1e-3, atol=1e-4)
         torch.testing.assert_close(own["boxes"], other["boxes"], rtol=1e-3, atol=1e-2)
         assert torch.equal(own["labels"], other["labels"])
+
+
+def test_images_of_another_size_are_refused():
+    detector = build(parse("64x64/basic:1,base=8,stem=3x3/fpn:16/rpn:20/rcnn:16/classes:3")).eval()
+    with pytest.raises(ValueError, match="images of 64x96 do not fit"):
+        detector(torch.randn(1, 3, 64, 96))

@@ -81,6 +81,27 @@ def test_every_tensor_is_copied_fresh_or_mismatched(seed):
     assert all(torch.isfinite(value).all() for value in found[0].values())
 
 
+@pytest.mark.parametrize("block", ["basic", "bottleneck"])
+@pytest.mark.parametrize("norm", ["bn", "gn"])
+@torch.no_grad()
+def test_a_residual_block_that_was_copied_in_part_starts_silent(block, norm):
+    """1-21-2 to 1-12-2: the second block of stage 2 has other inputs, so its first convolution is new and its norms are old."""
+    torch.manual_seed(0)
+    blueprint = parse(PARENT.format(block=block, norm=norm))
+    parent = trained(blueprint)
+    child = build(parse(PARENT.format(block=block, norm=norm).replace("1-21-2", "1-12-2"))).eval()
+    report = inherit(child, parent.state_dict(), Lineage(0, ("swap",), {name: name for name in child.blocks}))
+    first, part, whole = "backbone.stage2.block1", "backbone.stage2.block2", "backbone.stage1.block1"
+    last = f"norm{child.get_submodule(part).depth}"
+    assert f"{part}.conv1.weight" in report.mismatched and f"{part}.{last}.weight" in report.copied
+    for name in (first, part):
+        module = child.get_submodule(name)
+        x = torch.randn(2, module.conv1.in_channels, 16, 20)
+        shortcut = x if module.downsample is None else module.downsample(x)
+        torch.testing.assert_close(module(x), torch.relu(shortcut), rtol=0, atol=0)
+    assert child.get_submodule(whole).last_norm.weight.any(), "a block that was copied whole goes on as it was"
+
+
 def test_a_load_in_which_nothing_fits_is_refused():
     blueprint = parse(PARENT.format(block="basic", norm="bn"))
     with pytest.raises(FastnasError, match="another network"):

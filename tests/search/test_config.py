@@ -1,12 +1,14 @@
 """Configuration files: every wrong key is named, on one line."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 import yaml
 
 from fastnas.errors import InputError
-from fastnas.search.config import SPACES, check_config, load_config
+from fastnas.search.config import SPACES, Rules, check_config, load_config
+from fastnas.spaces import SerialRules
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -59,3 +61,54 @@ def test_broken_files_are_named(tmp_path):
     (tmp_path / "ok.yaml").write_text(yaml.safe_dump({"ancestor": "64x64/basic:1-x/fpn:8/rpn:1/rcnn:8/classes:1"}))
     with pytest.raises(InputError, match="unknown character 'x'"):
         check_config(load_config("spnas", str(tmp_path / "ok.yaml"))).make_space(1)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "seed=2147483648", "candidates=1000001", "finalists=1000001",
+        "epochs.ancestor=.inf", "epochs.child=10001", "epochs.final=.nan",
+        "rules.operations=21", "rules.operations=0", "rules.max_step=101", "rules.max_step=-1", "rules.p_swap=.nan",
+        "rules.p_expand=-0.1", "rules.max_blocks=401", "rules.min_blocks=0", "rules.max_stages=8", "rules.min_stages=0",
+        "rules.min_blocks=13", "rules.min_stages=6", "rules.p_swap=0.9", "rules.swap=[]", "rules.swap=[both]",
+        "limits.latency_ms=.inf", "limits.params=1e300", "data.fraction=.nan",
+        "data.generated.train=100001", "data.generated.val=100001", "data.generated.classes=9",
+        "data.generated.seed=-1", "data.generated.seed=2147483648",
+        "train.batch_size=4097", "train.lr=101", "train.lr=.inf", "train.weight_decay=.inf", "train.clip=.nan",
+        "train.sampling.proposals=10001",
+        "train.augment.zoom=[1.2, 0.8]", "train.augment.zoom=[0.05, 1]", "train.augment.zoom=[1, 11]",
+        "train.augment.zoom=[.nan, 1]", "train.augment.zoom=[1]",
+    ],
+)  # fmt: skip
+def test_what_would_fail_late_is_refused_early(change):
+    key = change.partition("=")[0]
+    with pytest.raises(InputError) as caught:
+        check_config(load_config("spnas", None, (change,)))
+    message = str(caught.value)
+    section, _, last = key.rpartition(".")
+    assert key in message or (f"{section}:" in message and last in message)
+    assert message.isprintable()
+
+
+def test_the_rules_keep_the_defaults_of_the_space():
+    assert dataclasses.asdict(Rules()) == dataclasses.asdict(SerialRules())
+
+
+@pytest.mark.parametrize("value", ["2024-13-45", "9" * 5000, "[" * 5000, "!!int ''", "{<<: {a: 1}}"])
+def test_values_that_yaml_refuses_are_explained(tmp_path, value):
+    (tmp_path / "c.yaml").write_text(f"seed: {value}\n")
+    for file, changes, says in ((str(tmp_path / "c.yaml"), (), "c.yaml"), (None, (f"seed={value}",), "--set")):
+        with pytest.raises(InputError, match=says) as caught:
+            load_config("spnas", file, changes)
+        assert str(caught.value).isprintable() and len(str(caught.value)) < 400
+
+
+def test_hostile_keys_and_sizes_stay_one_short_line(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text('"\\e[31mred": 1\n' + "".join(f"key{n}: 1\n" for n in range(500)))
+    with pytest.raises(InputError, match="more$") as caught:
+        check_config(load_config("spnas", str(file)))
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 1000
+    file.write_text("a" * 1_000_001)
+    with pytest.raises(InputError, match="larger than 1 MB"):
+        load_config("spnas", str(file))

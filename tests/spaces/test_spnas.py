@@ -1,5 +1,7 @@
 """The serial level of SP-NAS: mutations stay in the space and carry every block's origin."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -93,3 +95,26 @@ def test_bounds_and_rates_are_checked():
         SerialSpace(ANCESTOR, SerialRules(swap=("stage",)))
     full = SerialSpace(ANCESTOR, SerialRules(p_expand=1.0, p_swap=0, p_add_stage=0, max_blocks=4))
     assert full.mutate(ANCESTOR, np.random.default_rng(0)) is None
+
+
+def operations(rules, code="111111-211111"):
+    """What 200 seeds do to a backbone, one operation each."""
+    parent = ANCESTOR.replace(backbone=dataclasses.replace(ANCESTOR.backbone, code=code))
+    space = SerialSpace(parent, rules)
+    return [space.mutate(parent, np.random.default_rng(seed)).operations[0] for seed in range(200)]
+
+
+@pytest.mark.parametrize("most", [1, 2, 4])
+def test_a_boundary_moves_max_step_blocks_at_most(most):
+    done = operations(SerialRules(p_expand=0, p_swap=1, p_add_stage=0, operations=1, swap=("boundary",), max_step=most))
+    assert {int(what.split()[-1]) for what in done} == {step for step in range(-most, most + 1) if step}
+
+
+@pytest.mark.parametrize(
+    ("swap", "share"), [(("boundary",), 0.0), (("doubling",), 1.0), (("boundary", "doubling"), 0.5)]
+)
+def test_swaps_move_what_the_rules_name(swap, share):
+    done = operations(SerialRules(p_expand=0, p_swap=1, p_add_stage=0, operations=1, swap=swap))
+    assert sum(what.startswith("swap doubling") for what in done) / len(done) == pytest.approx(share, abs=0.1 * (0 < share < 1))
+    assert all(what.startswith("swap ") for what in done)
+    assert SerialRules().swap == ("boundary", "doubling")
