@@ -1,5 +1,7 @@
 """What the driver hands on and what the study promises: lineages, measured latencies, durable writes, recovery."""
 
+import sqlite3
+
 import pytest
 
 from fastnas.blueprint import Lineage
@@ -41,15 +43,24 @@ def test_the_front_has_latencies_of_whole_networks(study, settings):
         assert entry["latency_ms"] == pytest.approx(1.02 * entry["predicted_ms"], rel=1e-9)
 
 
-def test_the_writer_commits_durably(study):
-    """WAL lets readers look while the writer works; synchronous=FULL (2) fsyncs every commit."""
-    for again in (False, True):
-        if again:
-            study.close()
-            study = Study.open(study.folder, write=True)
-        assert study._db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-        assert study._db.execute("PRAGMA synchronous").fetchone() == (2,)
+def test_the_writer_commits_durably(study, monkeypatch):
+    """WAL lets readers look while the writer works; synchronous=FULL (2) fsyncs every commit, whatever SQLite's own default."""
+    assert pragmas(study) == [("wal",), (2,)]
     study.close()
+    real = sqlite3.connect
+
+    def careless(*args, **options):
+        connection = real(*args, **options)
+        connection.execute("PRAGMA synchronous = OFF")
+        return connection
+
+    monkeypatch.setattr(sqlite3, "connect", careless)
+    with Study.open(study.folder, write=True) as again:
+        assert pragmas(again) == [("wal",), (2,)]
+
+
+def pragmas(study):
+    return [study._db.execute(f"PRAGMA {name}").fetchone() for name in ("journal_mode", "synchronous")]
 
 
 def test_a_candidate_that_was_running_waits_again(study, settings):
