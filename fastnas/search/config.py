@@ -93,7 +93,7 @@ class SearchConfig(Section):
     train: TrainConfig = TrainConfig()
     epochs: Epochs = Epochs()
     # Members of the front that get the full training; the ancestor gets it too, for comparison.
-    finalists: int = Field(3, ge=1, le=1_000_000)
+    finalists: int = Field(3, ge=1, le=1_000_000)  # descendants on the front that get the full training; the ancestor does too
     engine: str = "onnxruntime"
     table: str | None = None  # latency table; none: the user's
 

@@ -15,10 +15,10 @@ def search_front(records: Iterable[Record]) -> list[Record]:
 
 
 def finalists(records: list[Record], count: int) -> list[Record]:
-    """Members of the front that get the full training, and the ancestor as the yardstick they are compared with."""
-    chosen = spread(search_front(records), count, lambda r: r.objectives)
-    ancestor = [r for r in records if r.lineage.parent is None and r.state == FINISHED and r not in chosen]
-    return chosen + ancestor
+    """`count` descendants on the front that get the full training, and the ancestor as the yardstick they are compared with."""
+    ancestor = [r for r in records if r.lineage.parent is None and r.state == FINISHED]
+    children = [r for r in search_front(records) if r.lineage.parent is not None]
+    return spread(children, count, lambda r: r.objectives) + ancestor
 
 
 def final_front(records: Iterable[Record]) -> list[Record]:
