@@ -92,8 +92,7 @@ class SearchConfig(Section):
     data: Data = Data()
     train: TrainConfig = TrainConfig()
     epochs: Epochs = Epochs()
-    # Members of the front that get the full training; the ancestor gets it too, for comparison.
-    finalists: int = Field(3, ge=1, le=1_000_000)  # descendants on the front that get the full training; the ancestor does too
+    finalists: int = Field(3, ge=1, le=1_000_000)  # descendants on the front that get the full training; the ancestor too
     engine: str = "onnxruntime"
     table: str | None = None  # latency table; none: the user's
 

@@ -10,7 +10,7 @@ from fastnas.models.boxes import HEAD_WEIGHTS, decode, encode
 from fastnas.train.config import Sampling
 from fastnas.train.losses import detection_losses, match, pairwise_iou
 
-EVERYTHING = Sampling(anchors=10**7, regions=10**7, region_positives=0.25, proposals=1000)
+EVERYTHING = Sampling(anchors=100_000, regions=10_000, region_positives=0.25, proposals=1000)
 
 
 def random_boxes(count, seed, size=(192, 256)):
