@@ -12,15 +12,18 @@ from pathlib import Path
 
 import pytest
 
+from fastnas.blueprint import parse
 from fastnas.cli import main
+from fastnas.latency import Oracle
 
 ROOT = Path(__file__).parents[2]
-TINY = """
+ANCESTOR = "64x80/basic:1-2,base=8,stem=3x3/fpn:16/rpn:20,scale=4,topk=50/rcnn:16/classes:3"
+TINY = f"""
 space: spnas
 candidates: 9
 finalists: 2
-ancestor: 64x80/basic:1-2,base=8,stem=3x3/fpn:16/rpn:20,scale=4,topk=50/rcnn:16/classes:3
-epochs: {ancestor: 1, child: 1, final: 1}
+ancestor: {ANCESTOR}
+epochs: {{ancestor: 1, child: 1, final: 1}}
 """
 
 
@@ -121,12 +124,12 @@ def test_a_finished_study_has_nothing_to_do_and_prints_its_table(killed_and_resu
 
 
 def test_a_candidate_over_the_latency_limit_is_never_trained(arguments, environment, tmp_path, killed_and_resumed):
-    """The limit lies little over the ancestor, so that children that grew are rejected."""
-    with sqlite3.connect(f"file:{killed_and_resumed[0] / 'study.db'}?mode=ro", uri=True) as db:
-        (ancestor,) = db.execute("SELECT predicted_ms FROM candidates WHERE id = 0").fetchone()
-    limit = 1.06 * ancestor
-    changes = ["--candidates", 2, "--max-latency", limit, "--set", "finalists=1", "--set", "epochs.final=0"]
-    code, _, err = run([*arguments, *changes, "--set", "rules.operations=3", "--out", tmp_path / "s"], environment)
+    """The limit lies little over the ancestor and every child has three blocks more, so all children are rejected."""
+    with Oracle.open(Path(environment["FASTNAS_CACHE"]) / "latency.db") as oracle:
+        limit = 1.05 * oracle(parse(ANCESTOR)).predicted
+    rules = "rules={p_expand: 1.0, p_swap: 0, p_add_stage: 0, operations: 3, max_blocks: 5}"
+    changes = ["--max-latency", limit, "--set", "finalists=1", "--set", "epochs.final=0", "--set", rules]
+    code, _, err = run([*arguments, *changes, "--out", tmp_path / "s"], environment)
     assert code == 0, err
     with sqlite3.connect(tmp_path / "s" / "study.db") as db:
         states = db.execute("SELECT id, state, predicted_ms, reason FROM candidates").fetchall()
