@@ -4,7 +4,6 @@ The parts are plain dataclasses; `Part` entries in `PARTS` say how each is writt
 """
 
 import dataclasses
-import hashlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,11 +128,6 @@ class Blueprint:
         """The canonical one-line form; `fastnas.blueprint.parse` reads it back."""
         parts = [part_text(getattr(self, slot)) for slot in SLOTS]
         return "/".join([f"{self.input[0]}x{self.input[1]}", *parts, f"classes:{self.classes}"])
-
-    @property
-    def digest(self) -> str:
-        """Twelve hexadecimal digits that identify this blueprint."""
-        return hashlib.sha256(self.text.encode()).hexdigest()[:12]
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form; `from_dict` reads it back."""
