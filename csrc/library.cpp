@@ -1,5 +1,5 @@
 // Every operator of fastnas on one screen. Kernels register themselves per device beside their code
-// (csrc/cpu/*.cpp, csrc/cuda/*.cu); shapes for tracing live in fastnas/ops/_fake.py, gradients in fastnas/ops/*.py.
+// (csrc/cpu/*.cpp, csrc/cuda/*.cu); shapes for tracing and gradients in fastnas/ops/*.py.
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(fastnas, m) {

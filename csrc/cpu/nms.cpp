@@ -6,24 +6,19 @@
 // clustered boxes cost little. The work is N * kept overlaps in the worst case, 16 per step with AVX-512.
 // Classes never meet: each is its own run over its own columns.
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
 #include <cstdint>
 #include <type_traits>
 #include <vector>
 
-#include "../check.h"
 #include "../geometry.h"
+#include "../tensor.h"
 #include "sort.h"
 #include "vector.h"
 
 namespace fastnas {
 namespace {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 
 // Rows of a tile: few, for they are compared one at a time; more where many boxes are left, because each tile is one
 // parallel region and on a busy machine every region may wait for a time slice.
@@ -180,21 +175,10 @@ std::vector<int64_t> survivors(
   return result;
 }
 
-bool is_floating(ScalarType type) {
-  return type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::Half ||
-      type == ScalarType::BFloat16;
-}
-
-// fp64 stays, everything narrower is computed in fp32.
-Tensor computable(const Tensor& tensor) {
-  const bool wide = tensor.scalar_type() == ScalarType::Double;
-  return torch::stable::contiguous(torch::stable::to(tensor, wide ? ScalarType::Double : ScalarType::Float));
-}
-
 Tensor suppress(const Tensor& boxes, const Tensor& scores, const Tensor* classes, double iou_threshold) {
   check(boxes.dim() == 2 && boxes.size(1) == 4, "boxes: expected [N, 4], got ", boxes.dim(), " dimensions",
         boxes.dim() == 2 ? " with a last size other than 4" : "");
-  check(is_floating(boxes.scalar_type()), "boxes: expected fp32, fp64, fp16 or bf16");
+  check_floating(boxes, "boxes");
   const int64_t count = boxes.size(0);
   check(scores.dim() == 1 && scores.size(0) == count, "scores: expected [", count, "], one for each box");
   check(scores.is_cpu() && is_floating(scores.scalar_type()), "scores: expected a floating type on the CPU");

@@ -5,26 +5,21 @@
 // Features are read channels-last; another layout is converted first and the result goes back to it. Sums are fp32
 // (fp64 for fp64 features), boxes are never rounded to the features' type.
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <vector>
 
-#include "../check.h"
 #include "../geometry.h"
+#include "../tensor.h"
 #include "roi_kernels.h"
 #include "roi_taps.h"
+#include "storage.h"
 #include "vector.h"
 
 namespace fastnas {
 namespace {
-
-using torch::headeronly::MemoryFormat;
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 
 constexpr int64_t kMultipliesPerThread = 1 << 20;  // about 100 us: less is not worth waking a thread
 constexpr int64_t kBufferBytes = 8 << 20;
@@ -98,32 +93,6 @@ class Regions {
   std::vector<int64_t> image_, level_;
 };
 
-// The layout rule, mirrored by fastnas/ops/_fake.py: channels are innermost.
-bool is_channels_last(const Tensor& tensor) { return tensor.size(1) > 1 && tensor.stride(1) == 1; }
-
-Tensor with_inner_channels(const Tensor& tensor) {
-  if (tensor.size(1) == 1 || tensor.stride(1) == 1) return tensor;
-  return torch::stable::contiguous(tensor, MemoryFormat::ChannelsLast);
-}
-
-Tensor empty_in_layout(std::vector<int64_t> sizes, ScalarType type, bool channels_last) {
-  return torch::stable::empty(
-      sizes, type, std::nullopt, torch::stable::Device(torch::headeronly::DeviceType::CPU), std::nullopt,
-      channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
-}
-
-// Calls body(S{}) with the storage type; the element types of fastnas share their bits with torch's.
-template <typename Body>
-void with_storage(ScalarType type, const char* name, Body&& body) {
-  switch (type) {
-    case ScalarType::Float: return body(float{});
-    case ScalarType::Double: return body(double{});
-    case ScalarType::BFloat16: return body(BFloat16{});
-    case ScalarType::Half: return body(Float16{});
-    default: check(false, name, ": expected fp32, fp64, fp16 or bf16");
-  }
-}
-
 void check_pooling(const Pooling& pooling, const std::vector<double>& scales) {
   check(pooling.height > 0 && pooling.width > 0, "output_size: expected positive sizes, got ", pooling.height, " x ",
         pooling.width);
@@ -185,7 +154,7 @@ Tensor roi_align(const std::vector<Tensor>& features, const Tensor& boxes, int64
   }
   const Tensor& like = features[0];
   Tensor out = empty_in_layout(
-      {boxes.size(0), like.size(1), pooled_height, pooled_width}, like.scalar_type(), is_channels_last(like));
+      {boxes.size(0), like.size(1), pooled_height, pooled_width}, like.scalar_type(), like, is_channels_last(like));
   with_storage(like.scalar_type(), "features", [&](auto storage) {
     using S = decltype(storage);
     const Regions<accumulator_t<S>> regions(boxes, scales, like.size(0), canonical_size, canonical_level);
@@ -309,7 +278,7 @@ std::vector<Tensor> roi_align_backward(
   std::vector<Tensor> gradients;
   for (size_t level = 0; level < levels; ++level) {
     gradients.push_back(
-        empty_in_layout({batch, grad.size(1), heights[level], widths[level]}, grad.scalar_type(), true));
+        empty_in_layout({batch, grad.size(1), heights[level], widths[level]}, grad.scalar_type(), grad, true));
   }
   with_storage(grad.scalar_type(), "grad", [&](auto storage) {
     using S = decltype(storage);

@@ -1,22 +1,15 @@
 // Binding of nms.cuh to torch: sorting, memory and the stream. One host synchronisation, inside masked_select, because the
 // number of kept boxes is the size of the result.
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
 
 #include <array>
 #include <optional>
 
-#include "../check.h"
 #include "nms.cuh"
+#include "storage.h"
 
 namespace fastnas {
 namespace {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 
 // aten::sort.stable(self, *, stable, dim, descending) -> (values, indices)
 Tensor descending_order(const Tensor& scores) {
@@ -34,31 +27,24 @@ Tensor masked_select(const Tensor& values, const Tensor& mask) {
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
-bool is_floating(ScalarType type) {
-  return type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::Half ||
-      type == ScalarType::BFloat16;
-}
-
 template <typename T>
 void run(const Tensor& boxes, const Tensor& order, const int64_t* classes, double iou_threshold, Tensor& kept) {
   const cuda::NmsShape shape = cuda::nms_shape(boxes.size(0));
   check(shape.words <= 46340, "boxes: too many for the CUDA kernel: ", shape.boxes);  // words^2 blocks fit a grid
   const Tensor masks = torch::stable::new_empty(boxes, {shape.boxes, shape.words}, ScalarType::Long);
   const Tensor spill = torch::stable::new_empty(boxes, {shape.words}, ScalarType::Long);
-  void* stream = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(boxes.get_device_index(), &stream));
   const cudaError_t status = cuda::suppress<T>(
       boxes.const_data_ptr<T>(), order.const_data_ptr<int64_t>(), classes, shape, floor_to<T>(iou_threshold),
       reinterpret_cast<uint64_t*>(masks.mutable_data_ptr<int64_t>()),
       reinterpret_cast<uint64_t*>(spill.mutable_data_ptr<int64_t>()), kept.mutable_data_ptr<bool>(),
-      static_cast<cudaStream_t>(stream));
-  check(status == cudaSuccess, "nms: CUDA says: ", cudaGetErrorString(status));
+      current_stream(boxes));
+  check_cuda(status, "nms");
 }
 
 Tensor suppress(const Tensor& boxes, const Tensor& scores, const Tensor* idxs, double iou_threshold) {
   check(boxes.dim() == 2 && boxes.size(1) == 4, "boxes: expected [N, 4], got ", boxes.dim(), " dimensions",
         boxes.dim() == 2 ? " with a last size other than 4" : "");
-  check(is_floating(boxes.scalar_type()), "boxes: expected fp32, fp64, fp16 or bf16");
+  check_floating(boxes, "boxes");
   const int64_t count = boxes.size(0);
   const auto beside_boxes = [&](const Tensor& tensor) {
     return tensor.dim() == 1 && tensor.size(0) == count && tensor.is_cuda() &&

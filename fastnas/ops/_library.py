@@ -4,13 +4,13 @@ They are plain shared libraries without a Python ABI: torch loads them by path, 
 the operators of csrc/library.cpp. The CPU library must be there; the CUDA one is loaded only where torch has CUDA.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from fastnas.errors import FastnasError
-from fastnas.ops import _fake
 
 _FOLDER = Path(__file__).parent
 CPU_LIBRARY = _FOLDER / "libfastnas_cpu.so"
@@ -39,8 +39,21 @@ def _cuda_problem() -> str | None:
 _CPU_PROBLEM = load_problem(CPU_LIBRARY)
 _CUDA_PROBLEM = _cuda_problem()
 
-if _CPU_PROBLEM is None:
-    _fake.register()
+
+def register_fake(name: str, *tags: torch.Tag) -> Callable[[Callable], Callable]:
+    """Decorator of the function that gives shapes, types and strides of an operator's results, for torch.compile and export.
+
+    tags: of the operator, set here because the C++ way to do so needs torch 2.12. Does nothing when there is no library.
+    """
+
+    def register(shapes: Callable) -> Callable:
+        if _CPU_PROBLEM is None:
+            torch.library.register_fake(f"fastnas::{name}", shapes)
+            operator = getattr(torch.ops.fastnas, name).default
+            operator.tags.extend(tag for tag in tags if tag not in operator.tags)
+        return shapes
+
+    return register
 
 
 def require_library() -> None:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from fastnas.ops._library import require_library
+from fastnas.ops._library import register_fake, require_library
 
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
@@ -38,3 +38,22 @@ def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: floa
     """
     require_library()
     return torch.ops.fastnas.batched_nms.default(boxes, scores, idxs, iou_threshold)
+
+
+_SIZES_FROM_DATA = torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output
+
+
+@register_fake("nms", *_SIZES_FROM_DATA)
+def _nms_shapes(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
+    return _kept(boxes)
+
+
+@register_fake("batched_nms", *_SIZES_FROM_DATA)
+def _batched_nms_shapes(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
+    return _kept(boxes)
+
+
+def _kept(boxes: Tensor) -> Tensor:
+    most = boxes.size(0) if isinstance(boxes.size(0), int) else None
+    kept = torch.library.get_ctx().new_dynamic_size(min=0, max=most)
+    return boxes.new_empty(kept, dtype=torch.int64)

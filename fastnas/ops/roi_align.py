@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fastnas.ops._fake import is_channels_last
-from fastnas.ops._library import require_library
+from fastnas.ops._layout import empty_like_layout, is_channels_last, layout
+from fastnas.ops._library import register_fake, require_library
 
 
 def roi_align(
@@ -134,3 +134,40 @@ class _RoIAlign(torch.autograd.Function):
             grad, boxes, ctx.batch, ctx.heights, ctx.widths, ctx.channels_last, *rest
         )
         return None, None, *gradients
+
+
+@register_fake("roi_align")
+def _roi_align_shapes(
+    features: list[Tensor],
+    boxes: Tensor,
+    pooled_height: int,
+    pooled_width: int,
+    scales: list[float],
+    sampling_ratio: int,
+    aligned: bool,
+    canonical_size: float,
+    canonical_level: float,
+) -> Tensor:
+    like = features[0]
+    size = (boxes.size(0), like.size(1), pooled_height, pooled_width)
+    return empty_like_layout(like, size)
+
+
+@register_fake("roi_align_backward")
+def _roi_align_backward_shapes(
+    grad: Tensor,
+    boxes: Tensor,
+    batch: int,
+    heights: list[int],
+    widths: list[int],
+    channels_last: list[bool],
+    scales: list[float],
+    sampling_ratio: int,
+    aligned: bool,
+    canonical_size: float,
+    canonical_level: float,
+) -> list[Tensor]:
+    return [
+        torch.empty((batch, grad.size(1), h, w), dtype=grad.dtype, device=grad.device, memory_format=layout(last))
+        for h, w, last in zip(heights, widths, channels_last, strict=True)
+    ]
