@@ -2,7 +2,7 @@
 
 from hypothesis import strategies as st
 
-from fastnas.blueprint import Blueprint, Fpn, RoiHead, Rpn, SerialBackbone
+from fastnas.blueprint import Bifpn, Blueprint, EffdetHead, EfficientNet, Fpn, RoiHead, Rpn, SerialBackbone
 
 
 @st.composite
@@ -15,17 +15,58 @@ def codes(draw, max_stages: int = 5, max_blocks: int = 3, max_doublings: int = 4
 
 
 @st.composite
-def blueprints(draw) -> Blueprint:
+def serial_backbones(draw) -> SerialBackbone:
     block = draw(st.sampled_from(["basic", "bottleneck", "resnext32x4d"]))
     base = draw(st.sampled_from([16, 32] if block == "resnext32x4d" else [8, 16, 24]))
-    stem, norm = draw(st.sampled_from(["7x7", "3x3"])), draw(st.sampled_from(["bn", "gn"]))
-    backbone = SerialBackbone(block, draw(codes()), base, stem, norm)
-    sides = st.integers(33, 150)
-    return Blueprint(
-        (draw(sides), draw(sides)),
-        backbone,
-        Fpn(draw(st.sampled_from([8, 16, 40]))),
-        Rpn(draw(st.integers(1, 50)), draw(st.integers(1, 16)), draw(st.integers(1, 100))),
-        RoiHead(draw(st.sampled_from([8, 32])), draw(st.integers(1, 100))),
-        classes=draw(st.integers(1, 20)),
+    return SerialBackbone(block, draw(codes()), base, draw(st.sampled_from(["7x7", "3x3"])), draw(st.sampled_from(["bn", "gn"])))
+
+
+@st.composite
+def efficientnets(draw) -> EfficientNet:
+    first = draw(st.integers(1, 5))
+    levels = f"{first}-{draw(st.integers(first, 5))}"
+    variant = draw(st.sampled_from(["b0", "0.3x0.4", "0.25x1.1", "0.55x0.2"]))
+    return EfficientNet(variant, levels, draw(st.sampled_from(["same", "symmetric"])), draw(st.sampled_from(["tf", "torch"])))
+
+
+@st.composite
+def bifpns(draw, maps: range) -> Bifpn:
+    first = draw(st.sampled_from(maps))
+    return Bifpn(
+        draw(st.sampled_from([8, 16, 40])),  # 40 = C3 of b0: an edge that needs no projection
+        draw(st.integers(1, 3)),
+        f"{first}-{draw(st.integers(first + 1, min(first + 4, 9)))}",
+        draw(st.sampled_from(["fast", "softmax", "sum"])),
+        draw(st.sampled_from(["same", "symmetric"])),
+        draw(st.sampled_from(["yes", "no"])),
     )
+
+
+@st.composite
+def effdet_heads(draw) -> EffdetHead:
+    repeats = draw(st.integers(0, 3))
+    return EffdetHead(
+        repeats,
+        draw(st.sampled_from([0, 8, 24])) if repeats else 0,
+        draw(st.integers(1, 6)),
+        draw(st.integers(1, 4)),
+        draw(st.sampled_from(["yes", "no"])),
+        draw(st.integers(1, 300)),
+        draw(st.integers(1, 100)),
+    )
+
+
+@st.composite
+def blueprints(draw) -> Blueprint:
+    """Any backbone with any neck, any head with the proposals it needs."""
+    backbone = draw(serial_backbones() | efficientnets())
+    neck = draw(st.builds(Fpn, st.sampled_from([8, 16, 40])) | bifpns(backbone.maps))
+    rpn, head = draw(
+        st.tuples(
+            st.builds(Rpn, st.integers(1, 50), st.integers(1, 16), st.integers(1, 100)),
+            st.builds(RoiHead, st.sampled_from([8, 32]), st.integers(1, 100)),
+        )
+        | st.tuples(st.none(), effdet_heads())
+    )
+    sides = st.integers(33, 150)
+    return Blueprint((draw(sides), draw(sides)), backbone, neck, rpn, head, classes=draw(st.integers(1, 20)))

@@ -1,18 +1,23 @@
 """Pure data: the grammar, the blueprint, its blocks and their counts. Never imports torch."""
 
-from fastnas.blueprint.blueprint import Blueprint, Fpn, RoiHead, Rpn, SerialBackbone
+from fastnas.blueprint.blueprint import Blueprint
 from fastnas.blueprint.code import BlueprintError, validate_code
-from fastnas.blueprint.expand import Block, Network, Use, expand
+from fastnas.blueprint.expand import expand
 from fastnas.blueprint.lineage import Lineage
 from fastnas.blueprint.load import load
+from fastnas.blueprint.parts import Bifpn, EffdetHead, EfficientNet, Fpn, RoiHead, Rpn, SerialBackbone
 from fastnas.blueprint.presets import PRESETS
 from fastnas.blueprint.text import parse
+from fastnas.blueprint.wiring import Block, Network, Use
 
 __all__ = [
     "PRESETS",
+    "Bifpn",
     "Block",
     "Blueprint",
     "BlueprintError",
+    "EffdetHead",
+    "EfficientNet",
     "Fpn",
     "Lineage",
     "Network",

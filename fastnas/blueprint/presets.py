@@ -1,6 +1,7 @@
 """Named blueprints, e.g. for `fastnas describe fasterrcnn-r50-fpn`."""
 
-from fastnas.blueprint.blueprint import Blueprint, Fpn, RoiHead, Rpn, SerialBackbone
+from fastnas.blueprint.blueprint import Blueprint
+from fastnas.blueprint.parts import Bifpn, EffdetHead, EfficientNet, Fpn, RoiHead, Rpn, SerialBackbone
 
 RESNET18 = "11-21-21-21"
 RESNET50 = "111-2111-211111-211"
@@ -12,10 +13,26 @@ def _faster_rcnn(block: str, code: str) -> Blueprint:
     return Blueprint((800, 1333), SerialBackbone(block, code), Fpn(256), Rpn(1000), RoiHead(1024), classes=90)
 
 
+def _efficientdet(side: int, variant: str, channels: int, layers: int, repeats: int, **other) -> Blueprint:
+    """EfficientDet as published (table 1 and the authors' code, whose numbers are hand-rounded): COCO's 90 class ids."""
+    neck = Bifpn(channels, layers, levels=other.get("levels", "3-7"), method=other.get("method", "fast"))
+    head = EffdetHead(repeats, scale=other.get("scale", 4))
+    return Blueprint((side, side), EfficientNet(variant), neck, None, head, classes=90)
+
+
 PRESETS: dict[str, Blueprint] = {
     "fasterrcnn-r18-fpn": _faster_rcnn("basic", RESNET18),
     "fasterrcnn-r34-fpn": _faster_rcnn("basic", RESNET50),
     "fasterrcnn-r50-fpn": _faster_rcnn("bottleneck", RESNET50),
     "fasterrcnn-r101-fpn": _faster_rcnn("bottleneck", RESNET101),
     "fasterrcnn-x50-fpn": _faster_rcnn("resnext32x4d", RESNET50),
+    "efficientdet-d0": _efficientdet(512, "b0", 64, 3, 3),
+    "efficientdet-d1": _efficientdet(640, "b1", 88, 4, 3),
+    "efficientdet-d2": _efficientdet(768, "b2", 112, 5, 3),
+    "efficientdet-d3": _efficientdet(896, "b3", 160, 6, 4),
+    "efficientdet-d4": _efficientdet(1024, "b4", 224, 7, 4),
+    "efficientdet-d5": _efficientdet(1280, "b5", 288, 7, 4),
+    "efficientdet-d6": _efficientdet(1280, "b6", 384, 8, 5, method="sum"),
+    "efficientdet-d7": _efficientdet(1536, "b6", 384, 8, 5, method="sum", scale=5),
+    "efficientdet-d7x": _efficientdet(1536, "b7", 384, 8, 5, method="sum", levels="3-8"),
 }

@@ -1,26 +1,29 @@
 """The one-line form of a blueprint.
 
     240x320/basic:11-21-21-21,base=32,stem=3x3/fpn:64/rpn:200,scale=4/rcnn:256/classes:3
+    512x512/efficientnet:b0/bifpn:64/effdet:3/classes:90
 
-Components are separated by `/`: the input as HEIGHTxWIDTH, then `name:main,option=value,...` for backbone, neck, rpn and head,
-then the number of foreground classes. Options at their default are left out in the canonical form (`Blueprint.text`).
+Components are separated by `/`: the input as HEIGHTxWIDTH, then `name:main,option=value,...` for backbone, neck, rpn (two-stage
+detectors only) and head, then the number of foreground classes. Options at their default are left out in the canonical form
+(`Blueprint.text`).
 """
 
 import dataclasses
 import re
 
-from fastnas.blueprint.blueprint import PARTS, SLOTS, Blueprint
+from fastnas.blueprint.blueprint import Blueprint, example
 from fastnas.blueprint.code import BlueprintError
+from fastnas.blueprint.parts import OPTIONAL, PARTS, SLOTS
 from fastnas.blueprint.show import show
 
 
 def parse(text: str) -> Blueprint:
     """Reads the one-line form. Raises BlueprintError pointing at the offending character."""
-    found: dict[str, object] = {}
+    found: dict[str, object] = dict.fromkeys(OPTIONAL)
     offset = 0
     for component in text.split("/"):
         slot, value = _component(component, text, offset)
-        if slot in found:
+        if found.get(slot) is not None:
             raise BlueprintError(f"a second {slot}", text, offset)
         found[slot] = value
         offset += len(component) + 1
@@ -57,16 +60,16 @@ def _component(component: str, text: str, offset: int) -> tuple[str, object]:
         values[key] = _whole(value, text, start) if types[key] is int else value
         starts[key] = start
         offset += len(item) + 1
-    return part.slot, _at(starts, text, lambda: part.cls(**values))
+    return part.slot, _at(starts, text, lambda: part.cls(**values), part.main)
 
 
-def _at(starts: dict[str, int], text: str, make):
+def _at(starts: dict[str, int], text: str, make, main: str = ""):
     """Runs `make`; an error of the part it makes is moved to its place in the whole text."""
     try:
         return make()
     except BlueprintError as error:
         if error.position is not None:
-            raise BlueprintError(error.reason, text, starts["code"] + error.position) from None
+            raise BlueprintError(error.reason, text, starts[main] + error.position) from None
         places = [start for key, start in starts.items() if key in error.reason.split()]  # the reason names the field
         raise BlueprintError(error.reason, text, places[0] if places else None) from None
 
@@ -87,5 +90,4 @@ def _example(slot: str) -> str:
         return "e.g. 240x320/..."
     if slot == "classes":
         return "e.g. .../classes:3"
-    names = [name for name, part in PARTS.items() if part.slot == slot]
-    return f"one of {', '.join(f'{name}:...' for name in names)}"
+    return f"one of {example(slot)}"

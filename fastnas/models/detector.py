@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from fastnas.blueprint import Blueprint, Network, expand
 from fastnas.blueprint import blocks as spec
-from fastnas.blueprint.expand import BOXES, IMAGE
+from fastnas.blueprint.wiring import BOXES, IMAGE
 from fastnas.models import boxes as box
 from fastnas.models.blocks import build_block
 

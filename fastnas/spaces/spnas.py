@@ -12,7 +12,7 @@ import numpy as np
 
 from fastnas.blueprint import Blueprint
 from fastnas.blueprint.code import BlueprintError, positions
-from fastnas.blueprint.expand import stage_block_name
+from fastnas.blueprint.wiring import stage_block_name
 from fastnas.errors import InputError
 from fastnas.spaces.space import Mutation
 

@@ -37,8 +37,17 @@ def test_the_wiring_is_whole(blueprint):
     assert len({block.name for block in network.blocks}) == len(network.blocks)
     # level i of the pyramid has stride 2^i, rounded up at odd sizes
     h, w = blueprint.input
-    for level in range(2, blueprint.backbone.stages + 3):
-        assert network.shapes[f"neck.p{level}"][2:] == (-(-h // 2**level), -(-w // 2**level))
+    for level, value in pyramid_values(blueprint, network).items():
+        assert network.shapes[value][2:] == (-(-h // 2**level), -(-w // 2**level))
+        assert network.shapes[value][1] == blueprint.neck.channels
+
+
+def pyramid_values(blueprint, network) -> dict[int, str]:
+    """The neck's outputs, by level."""
+    levels = blueprint.neck.levels_over(blueprint.backbone.maps)
+    if not hasattr(blueprint.neck, "repeats"):
+        return {level: f"neck.p{level}" for level in levels}
+    return {level: f"neck.layer{blueprint.neck.repeats}.out{level}" for level in levels}
 
 
 def test_a_shared_block_counts_parameters_once_and_macs_per_use():

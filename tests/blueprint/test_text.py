@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastnas.blueprint import Blueprint, BlueprintError, parse
-from fastnas.blueprint.text import PARTS
+from fastnas.blueprint.parts import PARTS
 from tests.strategies import blueprints
 
 GOOD = "240x320/basic:11-21-21-21,base=32,stem=3x3/fpn:64/rpn:200,scale=4/rcnn:256/classes:3"
@@ -59,6 +59,42 @@ def test_errors_point_at_the_character(old, new, character):
         assert text[error.position] == character
         assert f"»{character}«" in str(error)
         assert f"at character {error.position + 1}" in str(error)
+
+
+ONE_STAGE = "64x96/efficientnet:b0,padding=symmetric/bifpn:32,method=sum/effdet:2,scale=5/classes:3"
+
+
+def test_one_stage_detectors_have_no_rpn():
+    blueprint = parse(ONE_STAGE)
+    assert blueprint.rpn is None and blueprint.text == ONE_STAGE
+    document = blueprint.to_dict()
+    assert document["rpn"] is None
+    del document["rpn"]
+    assert Blueprint.from_dict(document) == blueprint
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("effdet:2", "rpn:10/effdet:2", "takes no proposals"),
+        ("effdet:2,scale=5", "rcnn:16", "works on proposals"),
+        ("bifpn:32", "bifpn:32,levels=2-7", "start at 2, but the backbone has levels 3 to 5"),
+        ("bifpn:32", "bifpn:32,levels=3-3", "one level"),
+        ("bifpn:32", "bifpn:32,levels=7-3", "»7«"),
+        ("method=sum", "method=mean", "»m«ean"),
+        ("b0", "b8", "»b«8"),
+        ("b0", "1.10x1", "must be written 1.1x1"),
+        ("b0", "1.1x11", "from 0.1 to 10"),
+        ("padding=symmetric", "padding=valid", "»v«alid"),
+        ("effdet:2", "effdet:0,channels=8", "repeats is 0"),
+        ("scale=5", "scale=0", "»0«"),
+    ],
+)
+def test_errors_of_one_stage_detectors_say_what_is_wrong(old, new, says):
+    text = ONE_STAGE.replace(old, new, 1)
+    with pytest.raises(BlueprintError) as caught:
+        parse(text)
+    assert says in str(caught.value) and "\n" not in str(caught.value)
 
 
 @given(st.text(max_size=60) | st.from_regex(r"\d+x\d+/[a-z0-9]+:[-12x]*[,=a-z0-9]*(/[a-z]+:\d*){0,4}", fullmatch=True))

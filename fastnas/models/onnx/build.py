@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 
 from fastnas.blueprint import blocks as b
-from fastnas.blueprint.expand import DETECTIONS, IMAGE, Block, Network
+from fastnas.blueprint.wiring import DETECTIONS, IMAGE, Block, Network
 from fastnas.models.onnx import boxes, layers, synthetic
 from fastnas.models.onnx.graph import Graph
 from fastnas.models.onnx.weights import RandomWeights, StateWeights, Weights, normal

@@ -1,0 +1,67 @@
+"""The parts of a detector: one file a part, with its fields, its wiring and its specs. A new part is registered in `PARTS`."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+from fastnas.blueprint.parts.bifpn import Bifpn
+from fastnas.blueprint.parts.effdet import EffdetHead
+from fastnas.blueprint.parts.efficientnet import EfficientNet
+from fastnas.blueprint.parts.fpn import Fpn
+from fastnas.blueprint.parts.rcnn import RoiHead
+from fastnas.blueprint.parts.rpn import Rpn
+from fastnas.blueprint.parts.serial import BLOCK_KINDS, SerialBackbone
+from fastnas.blueprint.wiring import Wiring
+
+
+class Backbone(Protocol):
+    """`maps`: the levels that it hands to the neck, e.g. 2 to 5. `wire` adds its blocks: value by level."""
+
+    @property
+    def maps(self) -> range: ...
+
+    def wire(self, wiring: Wiring) -> dict[int, str]: ...
+
+
+class Neck(Protocol):
+    """`levels_over`: the pyramid's levels over a backbone with `maps`; raises BlueprintError. `wire`: value by level, finest first."""
+
+    def levels_over(self, maps: range) -> range: ...
+
+    def wire(self, wiring: Wiring, maps: dict[int, str]) -> dict[int, str]: ...
+
+
+class Proposer(Protocol):
+    """`wire` adds what finds the regions of a two-stage detector: the value of their boxes."""
+
+    def wire(self, wiring: Wiring, pyramid: dict[int, str]) -> str: ...
+
+
+class Head(Protocol):
+    """`wire` adds the rest. maps: levels that the backbone has; boxes: the proposals where the head takes some, else None."""
+
+    takes_proposals: ClassVar[bool]
+
+    def wire(self, wiring: Wiring, pyramid: dict[int, str], maps: range, classes: int, boxes: str | None) -> None: ...
+
+
+@dataclass(frozen=True)
+class Part:
+    """How one part is written: in JSON `{"kind": name, field: value, ...}`, in text `name:main,option=value`."""
+
+    slot: str  # field of Blueprint
+    cls: type
+    main: str  # the field written right after the colon
+    fixed: tuple[tuple[str, str], ...] = ()  # fields that the name itself fixes
+
+
+PARTS: dict[str, Part] = {
+    **{kind: Part("backbone", SerialBackbone, "code", (("block", kind),)) for kind in BLOCK_KINDS},
+    "efficientnet": Part("backbone", EfficientNet, "variant"),
+    "fpn": Part("neck", Fpn, "channels"),
+    "bifpn": Part("neck", Bifpn, "channels"),
+    "rpn": Part("rpn", Rpn, "proposals"),
+    "rcnn": Part("head", RoiHead, "hidden"),
+    "effdet": Part("head", EffdetHead, "repeats"),
+}
+SLOTS = ("backbone", "neck", "rpn", "head")
+OPTIONAL = ("rpn",)  # slots that a blueprint may leave empty

@@ -1,0 +1,76 @@
+"""Region proposal network (Ren et al., 2015)."""
+
+from dataclasses import dataclass
+
+from fastnas.blueprint.check import integer
+from fastnas.blueprint.spec import Shapes, Spec, conv_params
+from fastnas.blueprint.wiring import BOXES, Wiring
+
+ASPECT_RATIOS = (0.5, 1.0, 2.0)
+
+
+@dataclass(frozen=True)
+class Rpn:
+    """Anchors of `scale` x stride in three aspect ratios on every level; the best become the head's regions."""
+
+    proposals: int = 1000  # regions passed to the head; exactly this many are counted and priced
+    scale: int = 8  # anchor side = scale x stride
+    topk: int = 1000  # best scores kept per level before suppression
+
+    def __post_init__(self):
+        integer("rpn proposals", self.proposals, 1, 10000)
+        integer("rpn scale", self.scale, 1, 64)
+        integer("rpn topk", self.topk, 1, 10000)
+
+    def wire(self, wiring: Wiring, pyramid: dict[int, str]) -> str:
+        channels = wiring.channels(next(iter(pyramid.values())))
+        spec = RpnHead(channels, len(ASPECT_RATIOS))
+        scores, deltas = [], []
+        for level, value in pyramid.items():
+            scores.append(wiring.add("rpn.head", spec, [value], (f"rpn.scores{level}", f"rpn.deltas{level}")))
+            deltas.append(f"rpn.deltas{level}")
+        strides = tuple(2**level for level in pyramid)
+        selection = Proposals(wiring.input, strides, self.scale, ASPECT_RATIOS, self.topk, self.proposals)
+        return wiring.add("rpn.proposals", selection, scores + deltas, (BOXES,))
+
+
+@dataclass(frozen=True)
+class RpnHead(Spec):
+    """3x3 conv + ReLU, then 1x1 objectness and 1x1 box deltas; shared by all levels. Outputs: (1, A, H, W), (1, 4A, H, W)."""
+
+    op = "rpn-head"
+    channels: int
+    anchors: int
+
+    def params(self) -> int:
+        c, a = self.channels, self.anchors
+        return conv_params(c, c, 3, bias=True) + conv_params(c, a, 1, bias=True) + conv_params(c, 4 * a, 1, bias=True)
+
+    def macs(self, inputs: Shapes) -> int:
+        _, _, h, w = inputs[0]
+        c, a = self.channels, self.anchors
+        return (conv_params(c, c, 3) + conv_params(c, 5 * a, 1)) * h * w
+
+    def outputs(self, inputs: Shapes) -> Shapes:
+        n, _, h, w = inputs[0]
+        return (n, self.anchors, h, w), (n, 4 * self.anchors, h, w)
+
+
+@dataclass(frozen=True)
+class Proposals(Spec):
+    """Proposal selection: best `topk` anchors per level, decode, clip, suppress per level at IoU `nms`, keep `proposals`.
+
+    Inputs: the objectness maps of all levels, then their delta maps. Output: boxes (proposals, 4) in input pixels.
+    """
+
+    op = "proposals"
+    input: tuple[int, int]
+    strides: tuple[int, ...]
+    scale: int
+    ratios: tuple[float, ...]
+    topk: int
+    proposals: int
+    nms: float = 0.7
+
+    def outputs(self, inputs: Shapes) -> Shapes:
+        return ((self.proposals, 4),)

@@ -1,0 +1,53 @@
+"""Spec: what one block is, with its parameters, MACs and output shapes. Each part's file holds its own specs.
+
+A spec is a frozen dataclass. `fastnas.models` builds a module from it and turns it into ONNX, `fastnas.latency` prices it.
+Shapes are full tensor shapes at batch 1: feature maps (1, C, H, W), regions (R, C, s, s), boxes (R, 4).
+MACs are multiply-adds of convolutions and linear layers; everything else counts zero.
+"""
+
+import dataclasses
+import json
+import math
+from typing import ClassVar
+
+Shape = tuple[int, ...]
+Shapes = tuple[Shape, ...]
+
+
+class Spec:
+    """Base of all specs. `op` names the kind in tables and in JSON."""
+
+    op: ClassVar[str]
+    per_use: ClassVar[bool] = False  # some weights belong to one use each: builders get the index of the use
+
+    def params(self) -> int:
+        return 0
+
+    def macs(self, inputs: Shapes) -> int:
+        return 0
+
+    def outputs(self, inputs: Shapes) -> Shapes:
+        raise TypeError(f"{type(self).__name__} does not say its output shapes")
+
+    def to_dict(self) -> dict:
+        """Canonical description, the same for equal specs in every process."""
+        return {"op": self.op, **dataclasses.asdict(self)}
+
+    def key(self, inputs: Shapes) -> str:
+        """Identifies this block at these input shapes in a latency table (canonical JSON)."""
+        return json.dumps({**self.to_dict(), "inputs": inputs}, sort_keys=True, separators=(",", ":"))
+
+
+def half(side: int) -> int:
+    """Output side of every stride-2 layer: symmetric padding and TensorFlow's SAME both round up."""
+    return (side + 1) // 2
+
+
+def conv_params(cin: int, cout: int, kernel: int, groups: int = 1, bias: bool = False) -> int:
+    """Parameters of a square convolution; without bias, also its multiply-adds at one output pixel."""
+    return cin // groups * cout * kernel * kernel + cout * bias
+
+
+def gn_groups(channels: int) -> int:
+    """Groups of a GroupNorm: 16 channels each (Wu & He 2018, Table 3) where 16 divides, else the largest power of two that does."""
+    return channels // math.gcd(channels, 16)
