@@ -189,7 +189,7 @@ CACHE_BUFFER = 1 << 20
 def copy_bandwidth(device: torch.device, seconds: float, scale: float = 1.0) -> dict[str, Any]:
     """GB/s, counting bytes read and bytes written, of copying a large buffer and (on the CPU) one that stays in the cache.
 
-    Returns `{"memory": {"gbps", "bytes"}, "cache"?: ...}`; bytes: read + written in one copy. scale: of the large buffer, for tests.
+    Returns `{"memory": {"gbps", "bytes"}, "cache"?: ...}`; bytes: read + written in one copy. scale: of the large one, for tests.
     """
     found = {}
     sizes = {"memory": int(scale * (MEMORY_BUFFER if device.type == "cpu" else 2 * MEMORY_BUFFER))}
