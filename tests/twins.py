@@ -1,10 +1,12 @@
-"""Our Faster R-CNN and torchvision's with the same weights, to compare what they compute."""
+"""Our detectors and those of torchvision and effdet with the same weights, to compare what they compute."""
 
 import torch
+import torch.nn as nn
 from torchvision.models.detection import fasterrcnn_resnet50_fpn
 
 from fastnas.blueprint import PRESETS
 from fastnas.models import build
+from fastnas.models.convert_effdet import convert_effdet
 
 
 def as_torchvision(name: str) -> str:
@@ -41,3 +43,37 @@ def faster_rcnn_twins():
     theirs = peer.state_dict()
     ours.load_state_dict({name: theirs.get(as_torchvision(name), torch.zeros((), dtype=torch.int64)) for name in ours.state_dict()})
     return ours, peer
+
+
+def efficientdet_twins(name: str, size: tuple[int, int], classes: int = 90):
+    """Ours and effdet's EfficientDet with the same weights. name: effdet's, e.g. tf_efficientdet_d0."""
+    import effdet
+
+    torch.manual_seed(0)
+    config = effdet.get_efficientdet_config(name)
+    config.image_size, config.num_classes = size, classes
+    peer = effdet.EfficientDet(config, pretrained_backbone=False)
+    calibrate(peer, size)
+    published = PRESETS[name.removeprefix("tf_").replace("_", "-")]
+    ours = build(published.replace(input=size, classes=classes))
+    done = convert_effdet(peer.state_dict(), ours)
+    assert not (done.missing or done.unused or done.mismatched)
+    ours.load_state_dict(done.state)
+    return ours.eval(), peer.eval()
+
+
+@torch.no_grad()
+def calibrate(model: nn.Module, size: tuple[int, int]) -> None:
+    """Statistics of real activations, so that nothing saturates; fusion weights and predictors that differ from one another."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None
+            nn.init.uniform_(module.weight, 0.7, 1.3)
+            nn.init.normal_(module.bias, std=0.1)
+    for key, parameter in model.named_parameters():
+        if "edge_weights" in key:
+            nn.init.uniform_(parameter, -0.2, 1.5)
+        if "predict.conv_pw.weight" in key:
+            parameter *= 4
+    model.train()(torch.randn(2, 3, *size))
+    model.eval()

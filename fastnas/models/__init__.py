@@ -2,8 +2,12 @@
 
 
 def __getattr__(name: str):
-    if name in ("build", "Detector"):
-        from fastnas.models import detector
+    if name == "build":
+        from fastnas.models.assemble import build
 
-        return getattr(detector, name)
+        return build
+    if name == "Detector":
+        from fastnas.models.detector import Detector
+
+        return Detector
     raise AttributeError(f"module 'fastnas.models' has no attribute {name!r}")

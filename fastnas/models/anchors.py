@@ -1,7 +1,8 @@
-"""Anchors of the region proposal network: the numbers that the torch module and the ONNX network share. Imports no torch.
+"""Anchors: the numbers that the torch modules and the ONNX networks share. Imports no torch.
 
-Ren et al. 2015 (Faster R-CNN), section 3.1.1, with the conventions of torchvision's AnchorGenerator: ratio = height / width,
-base boxes centred on zero and rounded, shifted by the whole-pixel stride `input side // map side`.
+`level_anchors`: of the region proposal network, Ren et al. 2015 (Faster R-CNN), section 3.1.1, with the conventions of
+torchvision's AnchorGenerator: ratio = height / width, base boxes centred on zero and rounded, shifted by the whole-pixel stride
+`input side // map side`. `cell_anchors`: of EfficientDet.
 """
 
 from collections.abc import Sequence
@@ -31,3 +32,20 @@ def level_anchors(
     grid_y, grid_x = np.meshgrid(shift_y, shift_x, indexing="ij")
     shifts = np.stack([grid_x, grid_y, grid_x, grid_y], axis=-1).reshape(-1, 1, 4)
     return (shifts + base_anchors(stride, scale, ratios)).reshape(-1, 4)
+
+
+def cell_anchors(
+    input_hw: tuple[int, int], map_hw: tuple[int, int], scale: float, octaves: int, aspects: Sequence[tuple[float, float]]
+) -> np.ndarray:
+    """EfficientDet's anchors of one level in input pixels: float32 [H*W*A, 4] as x1, y1, x2, y2.
+
+    Sides scale x stride x 2^(o / octaves) x aspect (width, height), centred on the cells. The stride is input side / map side, a
+    fraction at odd sizes. Order: row, column, octave, aspect; a map (1, A x, H, W) permuted to (H, W, A x) lines up with it.
+    """
+    (height, width), (rows, columns) = input_hw, map_hw
+    stride = np.array([width / columns, height / rows])
+    octave = scale * 2 ** (np.arange(octaves) / octaves)
+    sides = (octave[:, None, None] * np.asarray(aspects, np.float64) * stride).reshape(-1, 2)
+    grid_y, grid_x = np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij")
+    centre = ((np.stack([grid_x, grid_y], axis=-1) + 0.5) * stride).reshape(-1, 1, 2)
+    return np.concatenate([centre - sides / 2, centre + sides / 2], axis=2).reshape(-1, 4).astype(np.float32)

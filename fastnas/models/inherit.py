@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from fastnas.blueprint import Lineage
 from fastnas.errors import FastnasError
-from fastnas.models.blocks import FpnLevel, Residual
 from fastnas.models.detector import Detector
+from fastnas.models.parts.fpn import FpnLevel
+from fastnas.models.parts.serial import Residual
 
 
 @dataclass

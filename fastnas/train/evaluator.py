@@ -12,7 +12,8 @@ import torch
 from fastnas.blueprint import Blueprint, Lineage
 from fastnas.data.dataset import DetectionData
 from fastnas.files import write_atomic
-from fastnas.models.detector import Detector, build
+from fastnas.models.assemble import build
+from fastnas.models.detector import Detector
 from fastnas.models.inherit import inherit
 from fastnas.models.weights import load_weights, save_weights
 from fastnas.train.config import TrainConfig

@@ -12,14 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastnas.models.boxes import HEAD_WEIGHTS, RPN_WEIGHTS, encode, select_proposals
-from fastnas.models.detector import Detector
+from fastnas.models.two_stage import TwoStageDetector
 from fastnas.train.config import Sampling
 
 BETA = 1 / 9
 
 
 def detection_losses(
-    detector: Detector, images: Tensor, targets: list, sampling: Sampling, rng: torch.Generator
+    detector: TwoStageDetector, images: Tensor, targets: list, sampling: Sampling, rng: torch.Generator
 ) -> dict[str, Tensor]:
     """Losses of a batch. images (N, 3, H, W) normalized; a target has boxes (n, 4), labels (n,) from 1, ignore (m, 4)."""
     values = detector.dense(images)

@@ -70,7 +70,7 @@ def test_the_wiring_of_one_layer_is_the_published_one():
 
 
 def test_towers_count_norms_once_a_level():
-    spec = b.HeadTower(64, 64, 3, 36, levels=5, bias="yes")
+    spec = b.HeadTower("boxes", 64, 64, 3, 36, levels=5, bias="yes")
     assert spec.params() - dataclasses.replace(spec, levels=4).params() == 3 * 2 * 64
     assert spec.macs(((1, 64, 8, 8),)) == dataclasses.replace(spec, levels=4).macs(((1, 64, 8, 8),))
 

@@ -5,19 +5,27 @@ import torch
 from hypothesis import given, settings
 from torch.utils.flop_counter import FlopCounterMode
 
-from fastnas.blueprint import expand, parse
+from fastnas.blueprint import PRESETS, expand, parse
 from fastnas.models import build
-from fastnas.models.detector import Detector
 from tests.strategies import blueprints
 
 
-@settings(max_examples=40)
+@settings(max_examples=60)
 @given(blueprints())
 def test_counted_equals_built(blueprint):
     """Parameters, MACs and every output shape, for random blueprints."""
+    compare_counts(blueprint)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_are_built_as_counted(name):
+    compare_counts(PRESETS[name])
+
+
+def compare_counts(blueprint):
     network = expand(blueprint)
     with torch.device("meta"):
-        detector = Detector(network)
+        detector = build(blueprint)
     modules = detector.blocks
     assert sum(p.numel() for p in detector.parameters()) == network.params
     for block in network.blocks:
@@ -29,7 +37,8 @@ def test_counted_equals_built(blueprint):
         macs = 0
         for use in block.uses:
             with FlopCounterMode(display=False) as counter:
-                outputs = module.eval()(*(torch.empty(shape, device="meta") for shape in use.input_shapes))
+                inputs = [torch.empty(shape, device="meta") for shape in use.input_shapes]
+                outputs = module.eval()(*inputs, use.index) if block.spec.per_use else module.eval()(*inputs)
             macs += counter.get_total_flops() // 2
             outputs = outputs if isinstance(outputs, tuple) else (outputs,)
             assert tuple(tuple(output.shape) for output in outputs) == use.output_shapes

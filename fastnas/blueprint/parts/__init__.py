@@ -23,7 +23,7 @@ class Backbone(Protocol):
 
 
 class Neck(Protocol):
-    """`levels_over`: the pyramid's levels over a backbone with `maps`; raises BlueprintError. `wire`: value by level, finest first."""
+    """`levels_over`: the pyramid's levels over a backbone with `maps`, or BlueprintError. `wire`: value by level, finest first."""
 
     def levels_over(self, maps: range) -> range: ...
 

@@ -45,7 +45,7 @@ class EffdetHead:
         anchors = self.octaves * len(ASPECTS)
         outputs = []
         for name, values in (("classes", classes), ("boxes", 4)):
-            spec = HeadTower(inside, self.channels or inside, self.repeats, anchors * values, len(pyramid), self.bias)
+            spec = HeadTower(name, inside, self.channels or inside, self.repeats, anchors * values, len(pyramid), self.bias)
             for level, value in pyramid.items():
                 outputs.append(wiring.add(f"head.{name}", spec, [value], (f"head.{name}{level}",)))
         suppression = AnchorDetections(wiring.input, self.scale, self.octaves, ASPECTS, self.topk, self.detections)
@@ -61,6 +61,7 @@ class HeadTower(Spec):
 
     op = "head-tower"
     per_use = True
+    predicts: str  # classes | boxes
     in_channels: int
     channels: int
     repeats: int

@@ -126,8 +126,8 @@ class Residual(Spec):
     def macs(self, inputs: Shapes) -> int:
         _, _, h, w = inputs[0]
         _, _, oh, ow = self.outputs(inputs)[0]
-        large, small = h * w, oh * ow
-        return sum(conv_params(cin, cout, k, groups) * (small if halved else large) for cin, cout, k, groups, halved in self.convs())
+        pixels = {False: h * w, True: oh * ow}
+        return sum(conv_params(cin, cout, kernel, groups) * pixels[small] for cin, cout, kernel, groups, small in self.convs())
 
     def outputs(self, inputs: Shapes) -> Shapes:
         n, _, h, w = inputs[0]

@@ -1,0 +1,74 @@
+"""Layers that blocks of several parts are made of."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastnas.blueprint import blocks as spec
+
+
+class Conv2d(nn.Conv2d):
+    """A convolution whose weights the block that owns it initialises: PyTorch's own initialisation would be thrown away."""
+
+    def reset_parameters(self) -> None:
+        pass
+
+
+class BatchNorm2d(nn.BatchNorm2d):
+    """PyTorch's, but nothing is filled in on the meta device: it would take a third of the time of building a detector there."""
+
+    def reset_parameters(self) -> None:
+        if not self.weight.is_meta:
+            super().reset_parameters()
+
+
+def conv(cin: int, cout: int, kernel: int, stride: int = 1, groups: int = 1, bias: bool = False) -> Conv2d:
+    return Conv2d(cin, cout, kernel, stride, padding=kernel // 2, groups=groups, bias=bias)
+
+
+def make_norm(kind: str, channels: int) -> nn.Module:
+    return BatchNorm2d(channels) if kind == "bn" else nn.GroupNorm(spec.gn_groups(channels), channels)
+
+
+def tf_batch_norm(channels: int) -> BatchNorm2d:
+    """With EfficientNet's and EfficientDet's eps and momentum (in PyTorch's sense, 1 - decay)."""
+    return BatchNorm2d(channels, eps=1e-3, momentum=0.01)
+
+
+class SameConv2d(Conv2d):
+    """A strided convolution that pads as TensorFlow's SAME: what is needed in all, the larger half right and below."""
+
+    def __init__(self, cin: int, cout: int, kernel: int, stride: int, groups: int = 1):
+        super().__init__(cin, cout, kernel, stride, groups=groups, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(pad_same(x, self.kernel_size[0], self.stride[0]))
+
+
+def strided(cin: int, cout: int, kernel: int, stride: int, groups: int, padding: str) -> Conv2d:
+    """A convolution without bias. padding: same | symmetric, which differ at stride 2 only."""
+    if padding == "same" and stride > 1:
+        return SameConv2d(cin, cout, kernel, stride, groups)
+    return conv(cin, cout, kernel, stride, groups)
+
+
+def pad_same(x: Tensor, kernel: int, stride: int, value: float = 0.0) -> Tensor:
+    """x (N, C, H, W) with the border that TensorFlow's SAME adds for a window of this kernel and stride."""
+    height, width = (max((-(-side // stride) - 1) * stride + kernel - side, 0) for side in x.shape[-2:])
+    return F.pad(x, (width // 2, width - width // 2, height // 2, height - height // 2), value=value)
+
+
+def max_pool(x: Tensor, padding: str) -> Tensor:
+    """Max-pool 3x3/2; sides are rounded up. padding: same | symmetric."""
+    if padding == "symmetric":
+        return F.max_pool2d(x, 3, stride=2, padding=1)
+    return F.max_pool2d(pad_same(x, 3, 2, value=-torch.inf), 3, stride=2)
+
+
+def initialize_convs(module: nn.Module) -> None:
+    """He et al. 2015, fan out, for every convolution below `module`; biases zero."""
+    for child in module.modules():
+        if isinstance(child, nn.Conv2d):
+            nn.init.kaiming_normal_(child.weight, mode="fan_out", nonlinearity="relu")
+            if child.bias is not None:
+                nn.init.zeros_(child.bias)

@@ -1,0 +1,75 @@
+"""Modules of the serial backbone (`fastnas.blueprint.parts.serial`). Parameter names follow torchvision's ResNet."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastnas.blueprint import blocks as spec
+from fastnas.models.layers import conv, initialize_convs, make_norm
+
+
+class Stem(nn.Module):
+    """Image (N, 3, H, W) -> (N, C, H/4, W/4)."""
+
+    def __init__(self, s: spec.Stem):
+        super().__init__()
+        self.pools = s.kind == "7x7"
+        middle = s.channels if self.pools else s.channels // 2
+        self.conv1 = conv(3, middle, 7 if self.pools else 3, stride=2)
+        self.norm1 = make_norm(s.norm, middle)
+        if not self.pools:
+            self.conv2 = conv(middle, s.channels, 3, stride=2)
+            self.norm2 = make_norm(s.norm, s.channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm1(self.conv1(x)), inplace=True)
+        if self.pools:
+            return F.max_pool2d(x, 3, stride=2, padding=1)
+        return F.relu(self.norm2(self.conv2(x)), inplace=True)
+
+    def initialize(self) -> None:
+        initialize_convs(self)
+
+
+class Projection(nn.Module):
+    """1x1 convolution and norm on the shortcut, where a block changes shape."""
+
+    def __init__(self, cin: int, cout: int, stride: int, norm: str):
+        super().__init__()
+        self.conv = conv(cin, cout, 1, stride)
+        self.norm = make_norm(norm, cout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x))
+
+
+class Residual(nn.Module):
+    """basic, bottleneck and resnext32x4d blocks: (N, Cin, H, W) -> (N, Cout, H/stride, W/stride)."""
+
+    def __init__(self, s: spec.Residual):
+        super().__init__()
+        convs = s.convs()[:-1] if s.projects else s.convs()
+        strided = 0 if s.kind == "basic" else 1  # the 3x3 convolution that carries the stride
+        self.depth = len(convs)
+        for index, (cin, cout, kernel, groups, _) in enumerate(convs):
+            self.add_module(f"conv{index + 1}", conv(cin, cout, kernel, s.stride if index == strided else 1, groups))
+            self.add_module(f"norm{index + 1}", make_norm(s.norm, cout))
+        self.downsample = Projection(s.in_channels, s.out_channels, s.stride, s.norm) if s.projects else None
+
+    @property
+    def last_norm(self) -> nn.Module:
+        """The norm whose weight of zero makes the block an identity (behind its shortcut)."""
+        return getattr(self, f"norm{self.depth}")
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.downsample is None else self.downsample(x)
+        for index in range(1, self.depth + 1):
+            x = getattr(self, f"norm{index}")(getattr(self, f"conv{index}")(x))
+            if index < self.depth:
+                x = F.relu(x, inplace=True)
+        return F.relu(x + shortcut, inplace=True)
+
+    def initialize(self) -> None:
+        """An identity where there is no projection: the network starts shallow (Goyal et al. 2017)."""
+        initialize_convs(self)
+        if self.downsample is None:
+            nn.init.zeros_(self.last_norm.weight)
