@@ -1,19 +1,18 @@
 """EfficientDet: the same maps, anchors and detections as effdet's with the same weights; speed of building."""
 
-import dataclasses
 import time
 
+import effdet
 import numpy as np
 import pytest
 import torch
 
 from fastnas.blueprint import PRESETS, parse
+from fastnas.blueprint.parts.effdet import ASPECTS
 from fastnas.models import build
 from fastnas.models.anchors import cell_anchors
 from fastnas.models.convert_effdet import convert_effdet
-from tests.twins import efficientdet_twins
-
-effdet = pytest.importorskip("effdet")
+from tests.twins import calibrate, efficientdet_twins
 
 
 def compare_maps(ours, peer, images):
@@ -52,8 +51,6 @@ def test_the_plain_form_equals_effdets_own_models():
     config.image_size = size
     torch.manual_seed(0)
     peer = effdet.EfficientDet(config, pretrained_backbone=False)
-    from tests.twins import calibrate
-
     calibrate(peer, size)
     text = "97x130/efficientnet:b0,padding=symmetric,norm=torch/bifpn:64,padding=symmetric,bias=no/effdet:3,bias=no/classes:90"
     ours = build(parse(text)).eval()
@@ -68,10 +65,11 @@ def test_the_plain_form_equals_effdets_own_models():
 def test_anchors_equal_effdet(size, scale):
     from effdet.anchors import Anchors
 
-    aspects = PRESETS["efficientdet-d0"].head and ((1.0, 1.0), (1.4, 0.7), (0.7, 1.4))
-    peer = Anchors(3, 7, 3, list(aspects), scale, size).boxes.numpy()[:, [1, 0, 3, 2]]
+    aspects = effdet.get_efficientdet_config("tf_efficientdet_d0").aspect_ratios
+    assert ASPECTS == tuple(map(tuple, aspects))
+    peer = Anchors(3, 7, 3, aspects, scale, size).boxes.numpy()[:, [1, 0, 3, 2]]
     maps = [(-(-size[0] // 2**level), -(-size[1] // 2**level)) for level in range(3, 8)]
-    ours = [cell_anchors(size, hw, scale, 3, aspects) for hw in maps]
+    ours = [cell_anchors(size, hw, scale, 3, ASPECTS) for hw in maps]
     assert all(level.dtype == np.float32 for level in ours)
     np.testing.assert_allclose(np.concatenate(ours), peer, rtol=1e-6, atol=1e-4)
 
@@ -79,8 +77,10 @@ def test_anchors_equal_effdet(size, scale):
 def test_detections_equal_effdet():
     size, classes = (128, 192), 7
     ours, peer = efficientdet_twins("tf_efficientdet_d0", size, classes)
-    for predictor in (ours.blocks["head.boxes"].pointwise[-1], peer.box_net.predict.conv_pw):  # near the anchors: none outside
-        predictor.weight.data *= 0.02
+    towers, nets = (ours.blocks[name] for name in ("head.classes", "head.boxes")), (peer.class_net, peer.box_net)
+    for tower, net, gain in zip(towers, nets, (0.1, 0.01), strict=True):  # scores that differ, most boxes inside
+        tower.pointwise[-1].weight.data *= gain
+        net.predict.conv_pw.weight.data *= gain
     bench = effdet.DetBenchPredict(peer)
     images = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
@@ -88,10 +88,12 @@ def test_detections_equal_effdet():
         expected = bench(images, info)
         found = ours(images)
     for own, other in zip(found, expected, strict=True):
-        assert len(own["scores"]) == 100 and len(set(own["labels"].tolist())) > 3
-        torch.testing.assert_close(own["scores"], other[:, 4], rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(own["boxes"], other[:, :4], rtol=1e-3, atol=2e-2)
-        assert torch.equal(own["labels"], other[:, 5].long())
+        other = other[(other[:, 2:4] - other[:, :2] >= 1e-2).all(1)]  # effdet keeps boxes of which nothing is in the image
+        count = len(other)
+        assert 80 < count <= len(own["scores"]) and len(set(own["labels"].tolist())) > 3
+        torch.testing.assert_close(own["scores"][:count], other[:, 4], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(own["boxes"][:count], other[:, :4], rtol=1e-3, atol=2e-2)
+        assert torch.equal(own["labels"][:count], other[:, 5].long())
 
 
 def test_another_number_of_classes_is_reported_not_copied():
@@ -100,9 +102,8 @@ def test_another_number_of_classes_is_reported_not_copied():
         ours = build(PRESETS["efficientdet-d0"].replace(input=(64, 64), classes=6))
     wrapped = {f"model.{name}": tensor for name, tensor in peer.state_dict().items()} | {"model.extra": torch.zeros(1)}
     done = convert_effdet(wrapped, ours)
-    assert [line.split(":")[0] for line in done.mismatched] == [
-        "head.classes.pointwise.3.weight", "head.classes.pointwise.3.bias"
-    ]  # fmt: skip
+    mismatched = [line.split(":")[0] for line in done.mismatched]
+    assert mismatched == ["head.classes.pointwise.3.weight", "head.classes.pointwise.3.bias"]
     assert done.unused == ["extra"] and not done.missing
     assert len(done.state) + 2 == len(ours.state_dict())
 
@@ -159,4 +160,3 @@ def test_scores_below_the_floor_are_no_detections():
     torch.nn.init.constant_(detector.blocks["head.classes"].pointwise[-1].bias, -50.0)
     (found,) = detector(torch.randn(1, 3, 64, 64))
     assert len(found["boxes"]) == len(found["scores"]) == len(found["labels"]) == 0
-    assert dataclasses.is_dataclass(detector.suppression)
