@@ -111,7 +111,7 @@ def _node(network: Network, block: Block, layer: str, leaf: str) -> str:
         return f"{node}.combine.resample.{[*_inputs(network), *names].index(value)}.{_edge(layer)}.{leaf}"
     if not layer:
         return f"{node}.combine.edge_weights"
-    own = {"depthwise": "conv_dw", "pointwise": "conv_pw", "norm": "bn"}[layer]
+    own = {"depthwise": "conv_dw", "conv": "conv_pw", "norm": "bn"}[layer]
     return f"{node}.after_combine.conv.{own}.{leaf}"
 
 

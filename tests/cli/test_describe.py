@@ -40,8 +40,20 @@ def test_describe_follows_its_contract_and_loads_no_torch():
     assert again["blueprint"] == described["blueprint"] and again["blocks"] == described["blocks"]
 
 
-def test_describe_prices_with_a_table(tmp_path):
-    text = "64x80/basic:1-2,base=8,stem=3x3/fpn:16/rpn:20,scale=4/rcnn:16/classes:3"
+def test_describe_counts_the_published_parameters():
+    described = json.loads(fastnas("describe", "efficientdet-d0", "--json").stdout)
+    assert described["params"] == 3_880_067 and described["input"] == [512, 512] and described["blueprint"]["rpn"] is None
+    assert {block["name"]: block["uses"] for block in described["blocks"]}["head.classes"] == 5
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "64x80/basic:1-2,base=8,stem=3x3/fpn:16/rpn:20,scale=4/rcnn:16/classes:3",
+        "64x80/efficientnet:0.25x0.2/bifpn:8,repeats=1,levels=3-5/effdet:1/classes:3",
+    ],
+)
+def test_describe_prices_with_a_table(tmp_path, text):
     done = fastnas("describe", text, "--json", "--engine", "onnxruntime", "--table", str(tmp_path / "t.db"), loads="torch")
     price = json.loads(done.stdout)["latency_ms"]
     assert done.returncode == 0 and "torch" not in done.stderr

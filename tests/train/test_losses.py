@@ -8,7 +8,8 @@ from torchvision.ops import box_iou
 from fastnas.data.dataset import Target
 from fastnas.models.boxes import HEAD_WEIGHTS, decode, encode
 from fastnas.train.config import Sampling
-from fastnas.train.losses import detection_losses, match, pairwise_iou
+from fastnas.train.losses import detection_losses
+from fastnas.train.matching import drop_crowded, match, pairwise_iou
 
 EVERYTHING = Sampling(anchors=100_000, regions=10_000, region_positives=0.25, proposals=1000)
 
@@ -74,9 +75,7 @@ def test_images_without_boxes_give_finite_losses(counts):
 
 
 def test_crowd_regions_are_no_negatives():
-    from fastnas.train.losses import _drop_crowded
-
     boxes = torch.tensor([[0.0, 0, 10, 10], [30, 30, 40, 40], [8, 0, 18, 10]])
-    dropped = _drop_crowded(torch.tensor([-1, -1, -1]), boxes, torch.tensor([[0.0, 0, 12, 12]]))
+    dropped = drop_crowded(torch.tensor([-1, -1, -1]), boxes, torch.tensor([[0.0, 0, 12, 12]]))
     assert dropped.tolist() == [-2, -1, -1]
-    assert _drop_crowded(torch.tensor([0, -1, -1]), boxes, torch.tensor([[0.0, 0, 12, 12]])).tolist() == [0, -1, -1]
+    assert drop_crowded(torch.tensor([0, -1, -1]), boxes, torch.tensor([[0.0, 0, 12, 12]])).tolist() == [0, -1, -1]

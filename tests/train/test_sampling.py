@@ -6,7 +6,8 @@ from fastnas.blueprint import parse
 from fastnas.data.dataset import Target
 from fastnas.models import build
 from fastnas.train.config import Sampling
-from fastnas.train.losses import _rpn_losses, _sample_regions, detection_losses
+from fastnas.train.losses import detection_losses
+from fastnas.train.two_stage import _rpn_losses, _sample_regions
 
 TRUTH = torch.tensor([[10.0, 10, 30, 30]])
 LABEL = torch.tensor([2])

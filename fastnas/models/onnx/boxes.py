@@ -1,6 +1,7 @@
 """Blocks that work on boxes: proposal selection, multi-level RoIAlign and the final suppression, all with static outputs.
 
-Numbers as in torchvision's RegionProposalNetwork, MultiScaleRoIAlign and RoIHeads (Ren et al. 2015; Lin et al. 2017).
+Numbers as in torchvision's RegionProposalNetwork, MultiScaleRoIAlign and RoIHeads (Ren et al. 2015; Lin et al. 2017), and for
+one-stage detectors as in `fastnas.models.one_stage`.
 Outputs that hold fewer rows than promised are filled up with zero boxes (score 0, label 0).
 """
 
@@ -9,7 +10,7 @@ import math
 import numpy as np
 
 from fastnas.blueprint import blocks as b
-from fastnas.models.anchors import level_anchors
+from fastnas.models.anchors import cell_anchors, level_anchors
 from fastnas.models.onnx.graph import Graph
 from fastnas.models.onnx.weights import Weights
 
@@ -108,6 +109,73 @@ def emit_detections(
         graph.add("Max", best, graph.constant([0])),
         graph.add("Gather", _join(graph, [label, graph.integers(0)]), kept, axis=0),
     ]
+
+
+def emit_anchor_detections(
+    graph: Graph, weights: Weights, name: str, spec: b.AnchorDetections, inputs: list[str], shapes: b.Shapes
+) -> list[str]:
+    """The best pairs are among the anchors with the best maxima: one pass over all logits, sorting only what is left.
+
+    All indices are those of the raw maps, level by level: anchor a at cell p of a level whose anchors start at s has index
+    s + a cells + p, and its class or code c lies at (s + a cells) columns + c cells + p, in maps of `columns` channels an anchor.
+    """
+    levels = len(inputs) // 2
+    classes = shapes[0][1] // spec.anchors
+    flat, best, anchors, starts, cells = [], [], [], [], []
+    for level, (_, _, height, width) in enumerate(shapes[:levels]):
+        size = height * width
+        grouped = graph.add("Reshape", inputs[level], graph.integers(spec.anchors, classes, size))
+        best.append(graph.add("Reshape", graph.add("ReduceMax", grouped, axes=[1], keepdims=0), graph.integers(-1)))
+        flat.append(graph.add("Reshape", inputs[level], graph.integers(-1)))
+        boxes = cell_anchors(spec.input, (height, width), spec.scale, spec.octaves, spec.aspects)
+        anchors.append(boxes.reshape(-1, spec.anchors, 4).transpose(1, 0, 2).reshape(-1, 4))
+        first = sum(map(len, anchors[:-1]))
+        starts += [first + anchor * size for anchor in range(spec.anchors)]
+        cells += [size] * spec.anchors
+    total = sum(map(len, anchors))
+    kept = min(spec.topk, total)
+    _, index = graph.add("TopK", _join(graph, best), graph.integers(kept), outputs=2, axis=0)
+    place = _Places(graph, index, starts, cells)
+    logits = graph.add("Gather", _join(graph, flat), place.of(classes, range(classes)), axis=0)
+    pairs = min(spec.topk, kept * classes)
+    logit, pair = graph.add("TopK", graph.add("Reshape", logits, graph.integers(-1)), graph.integers(pairs), outputs=2, axis=0)
+    row = graph.add("Div", pair, graph.integers(classes))
+    label = graph.add("Add", graph.add("Sub", pair, graph.add("Mul", row, graph.integers(classes))), graph.integers(1))
+    index = graph.add("Gather", index, row, axis=0)
+    codes = _join(graph, [graph.add("Reshape", value, graph.integers(-1)) for value in inputs[levels:]])
+    codes = graph.add("Gather", codes, _Places(graph, index, starts, cells).of(4, (1, 0, 3, 2)), axis=0)  # codes have y first
+    reference = graph.add("Gather", graph.store(f"{name}.anchors", np.concatenate(anchors)), index, axis=0)
+    decoded = _decode(graph, reference, codes, (1.0, 1.0, 1.0, 1.0), spec.input)
+    score = graph.add("Sigmoid", logit)
+    for usable in (_large_enough(graph, decoded, SMALLEST_DETECTION), graph.add("Greater", score, graph.constant(spec.score))):
+        score = graph.add("Where", usable, score, graph.constant([_NEVER]))
+    mine = graph.add("Equal", graph.constant(np.arange(1, classes + 1).reshape(1, -1, 1), np.int64), label)
+    by_class = graph.add("Where", mine, score, graph.constant([_NEVER]))
+    selected = _suppress(graph, decoded, by_class, spec.detections, spec.nms)
+    kept, best = _best(graph, selected, score, pairs, spec.detections)  # row `pairs` is the zero box
+    return [
+        graph.add("Gather", _with_zero_row(graph, decoded), kept, axis=0),
+        graph.add("Max", best, graph.constant([0])),
+        graph.add("Gather", _join(graph, [label, graph.integers(0)]), kept, axis=0),
+    ]
+
+
+class _Places:
+    """Where the values of anchors `index` (K,) lie in flattened raw maps; see `emit_anchor_detections`."""
+
+    def __init__(self, graph: Graph, index: str, starts: list[int], cells: list[int]):
+        self._graph = graph
+        column = graph.add("Unsqueeze", index, graph.integers(1))
+        reached = graph.add("GreaterOrEqual", column, graph.constant([starts[1:]], np.int64))
+        owner = graph.add("ReduceSum", graph.add("Cast", reached, to=_INT64), graph.integers(1))
+        self._start = graph.add("Gather", graph.integers(*starts), owner, axis=0)
+        self._cells = graph.add("Gather", graph.integers(*cells), owner, axis=0)
+        self._cell = graph.add("Sub", column, self._start)
+
+    def of(self, columns: int, wanted) -> str:
+        """Places (K, len(wanted)) of these columns, in maps that have `columns` for an anchor."""
+        first = self._graph.add("Add", self._graph.add("Mul", self._start, self._graph.integers(columns)), self._cell)
+        return self._graph.add("Add", first, self._graph.add("Mul", self._cells, self._graph.constant([list(wanted)], np.int64)))
 
 
 def _pick_deltas(graph: Graph, deltas: str, index: str, cells: int) -> str:

@@ -7,20 +7,26 @@ import onnx
 
 from fastnas.blueprint import blocks as b
 from fastnas.blueprint.wiring import DETECTIONS, IMAGE, Block, Network
-from fastnas.models.onnx import boxes, layers, synthetic
+from fastnas.models.onnx import boxes, efficientdet, layers, synthetic
 from fastnas.models.onnx.graph import Graph
 from fastnas.models.onnx.weights import RandomWeights, StateWeights, Weights, normal
 
 EMITTERS = {
     b.Stem: layers.emit_stem,
     b.Residual: layers.emit_residual,
+    b.SiluStem: efficientdet.emit_silu_stem,
+    b.MobileBlock: efficientdet.emit_mobile_block,
     b.FpnLevel: layers.emit_fpn_level,
     b.MaxPoolLevel: layers.emit_max_pool_level,
+    b.CoarserLevel: efficientdet.emit_coarser_level,
+    b.FusionNode: efficientdet.emit_fusion_node,
+    b.HeadTower: efficientdet.emit_head_tower,
     b.RpnHead: layers.emit_rpn_head,
     b.BoxHead: layers.emit_box_head,
     b.Proposals: boxes.emit_proposals,
     b.RoiPool: boxes.emit_roi_pool,
     b.Detections: boxes.emit_detections,
+    b.AnchorDetections: boxes.emit_anchor_detections,
 }
 
 
@@ -63,7 +69,8 @@ def network_model(
             inputs[index] = graph.input(_scene_name(block, index), use.input_shapes[index])
             if use.inputs[index] not in outputs:
                 outputs.append(use.inputs[index])
-        results = EMITTERS[type(block.spec)](graph, source, block.name, block.spec, inputs, use.input_shapes)
+        own = (use.index,) if block.spec.per_use else ()
+        results = EMITTERS[type(block.spec)](graph, source, block.name, block.spec, inputs, use.input_shapes, *own)
         values.update(zip(use.outputs, results, strict=True))
         dtypes.update(zip(use.outputs, output_dtypes(block.spec), strict=True))
     return graph.model([(values[name], name, network.shapes[name], dtypes[name]) for name in outputs])
@@ -81,8 +88,10 @@ def network_inputs(network: Network) -> dict[str, np.ndarray]:
 
 def output_dtypes(spec: b.Spec) -> tuple[np.dtype, ...]:
     """Of each output of a block: float32, except the labels."""
-    floats = {b.FpnLevel: 1 + getattr(spec, "feeds", 0), b.RpnHead: 2, b.BoxHead: 2, b.Detections: 2}.get(type(spec), 1)
-    return (np.dtype(np.float32),) * floats + ((np.dtype(np.int64),) if isinstance(spec, b.Detections) else ())
+    if isinstance(spec, b.Detections | b.AnchorDetections):
+        return np.dtype(np.float32), np.dtype(np.float32), np.dtype(np.int64)
+    floats = {b.FpnLevel: 1 + getattr(spec, "feeds", 0), b.RpnHead: 2, b.BoxHead: 2}.get(type(spec), 1)
+    return (np.dtype(np.float32),) * floats
 
 
 def _source(weights: Mapping[str, np.ndarray] | None, seed: int = 0) -> Weights:

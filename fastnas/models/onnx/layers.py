@@ -14,11 +14,14 @@ _LAST = 0.25  # gain of the last convolution of a residual branch with random we
 
 def emit_stem(graph: Graph, weights: Weights, name: str, spec: b.Stem, inputs: list[str], shapes: b.Shapes) -> list[str]:
     if spec.kind == "7x7":
-        value = _conv_norm(graph, weights, name, 1, spec.norm, inputs[0], (spec.channels, 3, 7, 7), stride=2, relu=True)
+        shape = (spec.channels, 3, 7, 7)
+        value = conv_norm(graph, weights, f"{name}.conv1", f"{name}.norm1", spec.norm, inputs[0], shape, stride=2, act="relu")
         return [graph.add("MaxPool", value, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])]
-    middle = spec.channels // 2
-    value = _conv_norm(graph, weights, name, 1, spec.norm, inputs[0], (middle, 3, 3, 3), stride=2, relu=True)
-    return [_conv_norm(graph, weights, name, 2, spec.norm, value, (spec.channels, middle, 3, 3), stride=2, relu=True)]
+    middle, value = spec.channels // 2, inputs[0]
+    for index, shape in ((1, (middle, 3, 3, 3)), (2, (spec.channels, middle, 3, 3))):
+        layers = f"{name}.conv{index}", f"{name}.norm{index}"
+        value = conv_norm(graph, weights, *layers, spec.norm, value, shape, stride=2, act="relu")
+    return [value]
 
 
 def emit_residual(graph: Graph, weights: Weights, name: str, spec: b.Residual, inputs: list[str], shapes: b.Shapes) -> list[str]:
@@ -28,23 +31,25 @@ def emit_residual(graph: Graph, weights: Weights, name: str, spec: b.Residual, i
     value = inputs[0]
     for index, (cin, cout, kernel, groups, _) in enumerate(chain):
         last = index == len(chain) - 1
-        value = _conv_norm(
-            graph, weights, name, index + 1, spec.norm, value, (cout, cin // groups, kernel, kernel),
-            stride=spec.stride if index == strided else 1, groups=groups, relu=not last, gain=_LAST if last else 1.0,
+        layers, shape = (f"{name}.conv{index + 1}", f"{name}.norm{index + 1}"), (cout, cin // groups, kernel, kernel)
+        value = conv_norm(
+            graph, weights, *layers, spec.norm, value, shape,
+            stride=spec.stride if index == strided else 1, groups=groups, act=None if last else "relu", gain=_LAST if last else 1.0,
         )  # fmt: skip
     shortcut = inputs[0]
     if spec.projects:
         cin, cout, kernel, _, _ = convs[-1]
         shape = (cout, cin, kernel, kernel)
-        shortcut = _conv_norm(graph, weights, name, "downsample", spec.norm, shortcut, shape, stride=spec.stride, gain=0.7)
+        layers = f"{name}.downsample.conv", f"{name}.downsample.norm"
+        shortcut = conv_norm(graph, weights, *layers, spec.norm, shortcut, shape, stride=spec.stride, gain=0.7)
     return [graph.add("Relu", graph.add("Add", value, shortcut))]
 
 
 def emit_fpn_level(graph: Graph, weights: Weights, name: str, spec: b.FpnLevel, inputs: list[str], shapes: b.Shapes) -> list[str]:
-    merged = _conv(graph, weights, f"{name}.lateral", inputs[0], (spec.channels, spec.in_channels, 1, 1), gain=0.7)
+    merged = conv(graph, weights, f"{name}.lateral", inputs[0], (spec.channels, spec.in_channels, 1, 1), gain=0.7)
     if not spec.top:
-        merged = graph.add("Add", merged, _upsample(graph, inputs[1], shapes[1], shapes[0]))
-    level = _conv(graph, weights, f"{name}.output", merged, (spec.channels, spec.channels, 3, 3), gain=0.7)
+        merged = graph.add("Add", merged, upsample(graph, inputs[1], shapes[1], shapes[0]))
+    level = conv(graph, weights, f"{name}.output", merged, (spec.channels, spec.channels, 3, 3), gain=0.7)
     return [level, merged] if spec.feeds else [level]
 
 
@@ -54,43 +59,50 @@ def emit_max_pool_level(graph: Graph, weights: Weights, name: str, spec, inputs:
 
 def emit_rpn_head(graph: Graph, weights: Weights, name: str, spec: b.RpnHead, inputs: list[str], shapes: b.Shapes) -> list[str]:
     channels, anchors = spec.channels, spec.anchors
-    value = graph.add("Relu", _conv(graph, weights, f"{name}.conv", inputs[0], (channels, channels, 3, 3)))
+    value = graph.add("Relu", conv(graph, weights, f"{name}.conv", inputs[0], (channels, channels, 3, 3)))
     return [
-        _conv(graph, weights, f"{name}.cls_logits", value, (anchors, channels, 1, 1)),
-        _conv(graph, weights, f"{name}.bbox_pred", value, (4 * anchors, channels, 1, 1), gain=0.1),
+        conv(graph, weights, f"{name}.cls_logits", value, (anchors, channels, 1, 1)),
+        conv(graph, weights, f"{name}.bbox_pred", value, (4 * anchors, channels, 1, 1), gain=0.1),
     ]
 
 
 def emit_box_head(graph: Graph, weights: Weights, name: str, spec: b.BoxHead, inputs: list[str], shapes: b.Shapes) -> list[str]:
     inside = spec.channels * spec.resolution**2
     value = graph.add("Flatten", inputs[0])
-    value = graph.add("Relu", _linear(graph, weights, f"{name}.fc6", value, (spec.hidden, inside)))
-    value = graph.add("Relu", _linear(graph, weights, f"{name}.fc7", value, (spec.hidden, spec.hidden)))
+    value = graph.add("Relu", linear(graph, weights, f"{name}.fc6", value, (spec.hidden, inside)))
+    value = graph.add("Relu", linear(graph, weights, f"{name}.fc7", value, (spec.hidden, spec.hidden)))
     return [
-        _linear(graph, weights, f"{name}.cls_score", value, (spec.logits, spec.hidden)),
-        _linear(graph, weights, f"{name}.bbox_pred", value, (4 * spec.logits, spec.hidden), gain=0.1),
+        linear(graph, weights, f"{name}.cls_score", value, (spec.logits, spec.hidden)),
+        linear(graph, weights, f"{name}.bbox_pred", value, (4 * spec.logits, spec.hidden), gain=0.1),
     ]
 
 
-def _conv_norm(
-    graph: Graph, weights: Weights, block: str, layer: int | str, norm: str, value: str, shape: tuple[int, ...],
-    stride: int = 1, groups: int = 1, relu: bool = False, gain: float = 1.0,
+def conv_norm(
+    graph: Graph, weights: Weights, conv: str, norm: str, kind: str, value: str, shape: tuple[int, ...], stride: int = 1,
+    groups: int = 1, act: str | None = None, gain: float = 1.0, pads: list[int] | None = None, eps: float = EPS, bias: bool = False,
 ) -> str:  # fmt: skip
-    """Convolution, norm and perhaps ReLU. `layer` is the number in conv1/norm1, or the name of a conv + norm pair."""
-    conv, normed = (f"{block}.conv{layer}", f"{block}.norm{layer}") if isinstance(layer, int) else (
-        f"{block}.{layer}.conv", f"{block}.{layer}.norm")  # fmt: skip
-    if norm == "bn":
-        weight, bias = weights.folded(conv, normed, shape, gain)
-        parameters = [graph.store(f"{conv}.weight", weight, shape[0]), graph.store(f"{conv}.bias", bias)]
+    """Convolution, norm and activation (relu, silu). conv, norm: names of the two layers; kind: bn | gn; bias: of the convolution.
+
+    pads: top, left, bottom, right (default: half the kernel everywhere).
+    """
+    if kind == "bn":
+        weight, shift = weights.folded(conv, norm, shape, gain, eps, bias)
+        parameters = [graph.store(f"{norm}.folded.weight", weight, shape[0]), graph.store(f"{norm}.folded.bias", shift)]
     else:
         parameters = [graph.store(f"{conv}.weight", weights.dense(conv, shape, gain), shape[0])]
-    value = graph.add("Conv", value, *parameters, **_window(shape[2], stride), group=groups)
-    if norm == "gn":
-        value = _group_norm(graph, weights, normed, value, shape[0])
-    return graph.add("Relu", value) if relu else value
+    value = graph.add("Conv", value, *parameters, **window(shape[2], stride, pads), group=groups)
+    if kind == "gn":
+        value = group_norm(graph, weights, norm, value, shape[0])
+    return activation(graph, value, act)
 
 
-def _group_norm(graph: Graph, weights: Weights, name: str, value: str, channels: int) -> str:
+def activation(graph: Graph, value: str, act: str | None) -> str:
+    if act == "silu":
+        return graph.add("Mul", value, graph.add("Sigmoid", value))
+    return graph.add("Relu", value) if act == "relu" else value
+
+
+def group_norm(graph: Graph, weights: Weights, name: str, value: str, channels: int) -> str:
     """GroupNorm (Wu & He 2018) as instance norm over (groups, everything else), then scale and shift per channel.
 
     The latter as a batch norm with mean 0 and variance 1: one pass over the map, about 3 % of a block faster than Mul and Add.
@@ -106,15 +118,23 @@ def _group_norm(graph: Graph, weights: Weights, name: str, value: str, channels:
     return graph.add("BatchNormalization", value, *affine, zeros, ones, epsilon=0.0)
 
 
-def _conv(graph: Graph, weights: Weights, layer: str, value: str, shape: tuple[int, ...], gain: float = 1.0) -> str:
-    return graph.add("Conv", value, *_weight_and_bias(graph, weights, layer, shape, gain), **_window(shape[2], 1))
+def conv(
+    graph: Graph, weights: Weights, layer: str, value: str, shape: tuple[int, ...],
+    gain: float = 1.0, groups: int = 1, bias: bool = True,
+) -> str:  # fmt: skip
+    """Convolution of stride 1 without a norm."""
+    if bias:
+        parameters = weight_and_bias(graph, weights, layer, shape, gain)
+    else:
+        parameters = (graph.store(f"{layer}.weight", weights.dense(layer, shape, gain), shape[0]),)
+    return graph.add("Conv", value, *parameters, **window(shape[2], 1), group=groups)
 
 
-def _linear(graph: Graph, weights: Weights, layer: str, value: str, shape: tuple[int, ...], gain: float = 1.0) -> str:
-    return graph.add("Gemm", value, *_weight_and_bias(graph, weights, layer, shape, gain), transB=1)
+def linear(graph: Graph, weights: Weights, layer: str, value: str, shape: tuple[int, ...], gain: float = 1.0) -> str:
+    return graph.add("Gemm", value, *weight_and_bias(graph, weights, layer, shape, gain), transB=1)
 
 
-def _weight_and_bias(graph: Graph, weights: Weights, layer: str, shape: tuple[int, ...], gain: float) -> tuple[str, str]:
+def weight_and_bias(graph: Graph, weights: Weights, layer: str, shape: tuple[int, ...], gain: float) -> tuple[str, str]:
     weight, bias = f"{layer}.weight", f"{layer}.bias"
     if not graph.stored(weight):  # shared blocks are emitted once a use
         graph.store(weight, weights.dense(layer, shape, gain), shape[0])
@@ -122,11 +142,19 @@ def _weight_and_bias(graph: Graph, weights: Weights, layer: str, shape: tuple[in
     return graph.stored(weight), graph.stored(bias)
 
 
-def _window(kernel: int, stride: int) -> dict:
-    return {"kernel_shape": [kernel] * 2, "strides": [stride] * 2, "pads": [kernel // 2] * 4}
+def window(kernel: int, stride: int, pads: list[int] | None = None) -> dict:
+    return {"kernel_shape": [kernel] * 2, "strides": [stride] * 2, "pads": pads or [kernel // 2] * 4}
 
 
-def _upsample(graph: Graph, value: str, shape: b.Shape, target: b.Shape) -> str:
+def pads(padding: str, shape: b.Shape, kernel: int, stride: int) -> list[int]:
+    """Of a window over a map of this shape: top, left, bottom, right. padding: same (TensorFlow's) | symmetric."""
+    if padding == "symmetric":
+        return [kernel // 2] * 4
+    total = [max((-(-side // stride) - 1) * stride + kernel - side, 0) for side in shape[2:]]
+    return [side // 2 for side in total] + [side - side // 2 for side in total]
+
+
+def upsample(graph: Graph, value: str, shape: b.Shape, target: b.Shape) -> str:
     """Nearest neighbour to the target's size, as torch's interpolate: source = floor(destination x in / out)."""
     mode = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
     if (target[2], target[3]) == (2 * shape[2], 2 * shape[3]):  # given as scales, engines take their fast path

@@ -9,6 +9,8 @@ fractions of the image so that it fits every input size, seeded by a constant:
 - Regions: 30 % are objects with corners moved by N(0, 10 %) of a side, the rest background boxes (sides as above).
 - Class logits N(0, 1); background gets +6 in background regions; in object regions background gets +3 and the object's class
   +6 x (a uniform number): some are sure, some below the 0.05 threshold, some have a second class over it.
+- One-stage detectors: class logits -7 + N(0, 1) on every anchor, plus 9 x IoU with the best object for its class; box codes as
+  the deltas of the RPN.
 
 Feature maps and images are normal numbers. Whatever of this changes makes old measurements incomparable: see PROTOCOL in
 `fastnas.latency.engines`.
@@ -19,7 +21,7 @@ from functools import lru_cache
 import numpy as np
 
 from fastnas.blueprint import blocks as b
-from fastnas.models.anchors import level_anchors
+from fastnas.models.anchors import cell_anchors, level_anchors
 from fastnas.models.onnx.weights import normal
 
 SEED = 20240607
@@ -35,12 +37,14 @@ def block_inputs(spec: b.Spec, shapes: b.Shapes) -> list[np.ndarray]:
         return [*[normal(shape, 1.0) for shape in shapes[:-1]], _regions((height, width), shapes[-1][0])[0]]
     if isinstance(spec, b.Detections):
         return list(_head_outputs(spec.input, shapes[1]))
+    if isinstance(spec, b.AnchorDetections):
+        return list(_anchor_maps(spec, shapes))
     return [normal(shape, 1.0) for shape in shapes]
 
 
 def replaced(spec: b.Spec, inputs: int) -> range:
     """Which of a block's inputs are read from the scene when a whole network is timed: those its time depends on."""
-    if isinstance(spec, b.Proposals | b.Detections):
+    if isinstance(spec, b.Proposals | b.Detections | b.AnchorDetections):
         return range(inputs)
     return range(inputs - 1, inputs) if isinstance(spec, b.RoiPool) else range(0)
 
@@ -92,6 +96,27 @@ def _head_outputs(size: tuple[int, int], logits_shape: b.Shape) -> tuple[np.ndar
     deltas = random.normal(0, 0.5, (regions, columns, 4))
     deltas[rows] += 0.8 * (_encode(boxes[rows], objects[shown[rows]]) * (10, 10, 5, 5))[:, None]
     return boxes, logits.astype(np.float32), deltas.reshape(regions, -1).astype(np.float32)
+
+
+@lru_cache(maxsize=2)
+def _anchor_maps(spec: b.AnchorDetections, shapes: b.Shapes) -> tuple[np.ndarray, ...]:
+    """Class maps and box maps of a one-stage detector."""
+    objects, classes = _objects(spec.input)
+    levels = len(shapes) // 2
+    logits, codes = [], []
+    for level, (_, channels, height, width) in enumerate(shapes[:levels]):
+        columns = channels // spec.anchors
+        anchors = cell_anchors(spec.input, (height, width), spec.scale, spec.octaves, spec.aspects)
+        best, overlap = _best_overlap(anchors, objects)
+        near = np.flatnonzero(overlap > 0)
+        logit = normal((len(anchors), columns), 1.0, SEED + level) - np.float32(7)
+        logit[near, (classes[best[near]] * columns).astype(np.int64)] += 9 * overlap[near]
+        code = normal((len(anchors), 4), 0.2, SEED - 1 - level).copy()
+        near = np.flatnonzero(overlap > 0.3)
+        code[near] = 0.25 * code[near] + 0.8 * _encode(anchors[near], objects[best[near]])
+        logits.append(_as_map(logit.reshape(height, width, channels)))
+        codes.append(_as_map(code[:, [1, 0, 3, 2]].reshape(height, width, -1)))  # codes have y first
+    return (*logits, *codes)
 
 
 def _objects(size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:

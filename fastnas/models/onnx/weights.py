@@ -8,7 +8,7 @@ import numpy as np
 
 from fastnas.errors import InputError
 
-EPS = 1e-5  # of every norm layer
+EPS = 1e-5  # of norm layers, where nothing else is said
 _POOL = 1 << 18
 
 
@@ -22,12 +22,18 @@ class Weights(Protocol):
 
     def bias(self, layer: str, size: int) -> np.ndarray: ...
 
-    def folded(self, layer: str, norm: str, shape: tuple[int, ...], gain: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
-        """Weight and bias of a convolution with the batch norm that follows it folded in."""
+    def folded(
+        self, layer: str, norm: str, shape: tuple[int, ...], gain: float = 1.0, eps: float = EPS, bias: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Weight and bias of a convolution (with a bias of its own?) with the batch norm that follows it folded in."""
         ...
 
     def affine(self, norm: str, size: int) -> tuple[np.ndarray, np.ndarray]:
         """Scale and shift of a group norm."""
+        ...
+
+    def vector(self, name: str, size: int) -> np.ndarray:
+        """A parameter that belongs to no layer, such as the weights of a fusion."""
         ...
 
 
@@ -66,11 +72,14 @@ class RandomWeights:
     def bias(self, layer, size):
         return normal((size,), 0.1, self._seed)
 
-    def folded(self, layer, norm, shape, gain=1.0):
+    def folded(self, layer, norm, shape, gain=1.0, eps=EPS, bias=False):
         return self.dense(layer, shape, gain), self.bias(layer, shape[0])
 
     def affine(self, norm, size):
         return np.ones(size, np.float32), self.bias(norm, size)
+
+    def vector(self, name, size):
+        return np.ones(size, np.float32)
 
 
 class StateWeights:
@@ -85,16 +94,20 @@ class StateWeights:
     def bias(self, layer, size):
         return self._get(f"{layer}.bias", (size,))
 
-    def folded(self, layer, norm, shape, gain=1.0):
+    def folded(self, layer, norm, shape, gain=1.0, eps=EPS, bias=False):
         channels, weight = shape[:1], self.dense(layer, shape)
         mean, variance = self._get(f"{norm}.running_mean", channels), self._get(f"{norm}.running_var", channels)
         gamma, beta = self.affine(norm, shape[0])
-        scale = gamma.astype(np.float64) / np.sqrt(variance.astype(np.float64) + EPS)
+        scale = gamma.astype(np.float64) / np.sqrt(variance.astype(np.float64) + eps)
         folded = weight * scale.reshape(-1, *[1] * (len(shape) - 1))
-        return folded.astype(np.float32), (beta - mean * scale).astype(np.float32)
+        own = self.bias(layer, shape[0]) if bias else 0
+        return folded.astype(np.float32), (beta + (own - mean) * scale).astype(np.float32)
 
     def affine(self, norm, size):
         return self._get(f"{norm}.weight", (size,)), self._get(f"{norm}.bias", (size,))
+
+    def vector(self, name, size):
+        return self._get(name, (size,))
 
     def _get(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         if name not in self._state:

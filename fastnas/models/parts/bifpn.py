@@ -45,14 +45,14 @@ class FusionNode(nn.Module):
             self.add_module(f"edge{index}", ProjectedEdge(s.in_channels[index], s.channels, s.bias == "yes"))
         self.weights = nn.Parameter(torch.ones(s.weights)) if s.weights else None
         self.depthwise = conv(s.channels, s.channels, 3, groups=s.channels)
-        self.pointwise = conv(s.channels, s.channels, 1, bias=s.bias == "yes")
+        self.conv = conv(s.channels, s.channels, 1, bias=s.bias == "yes")
         self.norm = tf_batch_norm(s.channels)
 
     def forward(self, *inputs: Tensor) -> Tensor:
         size = tuple(inputs[0].shape[-2:])
         maps = [getattr(self, f"edge{index}")(x) if index in self.projected else x for index, x in enumerate(inputs)]
         fused = weighted_fusion(maps, self.weights, size, method=self.method, activation="silu", padding=self.padding)
-        return self.norm(self.pointwise(self.depthwise(fused)))
+        return self.norm(self.conv(self.depthwise(fused)))
 
     def initialize(self) -> None:
         glorot(self)
