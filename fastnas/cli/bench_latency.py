@@ -10,7 +10,7 @@ from fastnas.blueprint import Blueprint, expand, load
 from fastnas.cli.main import common_options
 from fastnas.errors import InputError
 
-QUERIES = 2000
+QUERIES, BATCH = 2000, 10_000
 TOGETHER = 8  # networks in memory at the same time, timed in interleaved rounds
 
 
@@ -120,23 +120,31 @@ def _accuracy(oracle, blueprints, prices, truth, first, second) -> dict:
 
 
 def _query_times(oracle, blueprints: list[Blueprint]) -> dict:
-    """Microseconds of one query: of a blueprint asked before, of each in a batch of those, and of a new one of known blocks."""
-    clock, known, new = time.perf_counter, [], []
-    for index in range(QUERIES):
-        blueprint = blueprints[index % len(blueprints)]
+    """Microseconds of one query: of an encoded blueprint, alone and in a batch, and of a new blueprint of known blocks."""
+    import numpy as np
+
+    from fastnas.latency.batch import BatchPricer
+    from fastnas.spaces.spnas import SerialRules, SerialSpace
+
+    clock, new, single, batch = time.perf_counter, [], [], []
+    space = SerialSpace(blueprints[0], SerialRules(max_blocks=max(16, 2 * len(blueprints[0].backbone.code))))
+    pricer, random = BatchPricer(oracle, space), np.random.default_rng(0)
+    genes = np.stack([space.encode(space.sample(random)) for _ in range(200)])
+    genes = genes[random.integers(len(genes), size=BATCH)]
+    for row in genes[:QUERIES]:
         start = clock()
-        oracle(blueprint)
-        known.append(clock() - start)
-    batch = [blueprints[index % len(blueprints)] for index in range(QUERIES)]
-    start = clock()
-    [oracle(blueprint) for blueprint in batch]
-    each = (clock() - start) / len(batch)
+        pricer.one(row)
+        single.append(clock() - start)
+    for _ in range(20):
+        start = clock()
+        pricer(genes)
+        batch.append((clock() - start) / len(genes))
     for blueprint in blueprints * 5:
         oracle.forget(blueprint)
         start = clock()
         oracle(blueprint)
         new.append(clock() - start)
-    return {"query_us": 1e6 * median(known), "batch_query_us": 1e6 * each, "new_query_us": 1e6 * median(new)}
+    return {"query_us": 1e6 * median(single), "batch_query_us": 1e6 * median(batch), "new_query_us": 1e6 * median(new)}
 
 
 def _samples(space: str, config: str | None, count: int) -> list[Blueprint]:
@@ -209,7 +217,8 @@ def _print(result: dict, oracle, blueprints: list[Blueprint]) -> None:
             f" tau {_number(accuracy['macs_kendall_tau'])}"
         )
     click.echo(
-        f"a query takes {result['query_us']:.1f} us ({result['new_query_us']:.0f} us for a new blueprint),"
+        f"a query takes {result['query_us']:.1f} us, {result['batch_query_us']:.3f} us in a batch of {BATCH:,}"
+        f" ({result['new_query_us']:.0f} us for a blueprint that is not encoded),"
         f" timing a whole network {result['whole_network_ms']:.0f} ms"
     )
 

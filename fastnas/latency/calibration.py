@@ -16,6 +16,7 @@ import numpy as np
 
 from fastnas.blueprint import expand, parse
 from fastnas.blueprint.blocks import Shapes, Spec
+from fastnas.blueprint.expand import Network
 from fastnas.errors import InputError
 from fastnas.latency.timing import Timing
 
@@ -74,14 +75,21 @@ def calibration_of(
     sums, measured = [], []
     for text, (timing, _) in networks.items():
         try:
-            prices = expand(parse(text)).prices()
+            total = known_sum(expand(parse(text)), find)
         except InputError:
             continue  # written by a fastnas with other parts
-        blocks = [(find(pair), uses) for pair, uses in prices.items()]
-        if all(block is not None for block, _ in blocks):
-            sums.append(sum(uses * block.median_ms for block, uses in blocks))
+        if total is not None:
+            sums.append(total)
             measured.append(timing.median_ms)
     return calibrate(sums, measured)
+
+
+def known_sum(network: Network, find: Callable[[tuple[Spec, Shapes]], Timing | None]) -> float | None:
+    """The sum of the blocks of a network in milliseconds; None where `find` does not know one of them."""
+    blocks = [(find(pair), uses) for pair, uses in network.prices().items()]
+    if any(block is None for block, _ in blocks):
+        return None
+    return sum(uses * block.median_ms for block, uses in blocks)
 
 
 def spread_out(sums: Sequence[float], count: int = MOST) -> list[int]:

@@ -129,7 +129,7 @@ class Oracle:
     def missing(self, blueprints: Iterable[Blueprint]) -> list[Priced]:
         """The distinct (spec, input shapes) that the table lacks, in the order they come up."""
         wanted = dict.fromkeys(pair for blueprint in blueprints for pair in expand(blueprint).prices())
-        return [pair for pair in wanted if self._find(pair) is None]
+        return [pair for pair in wanted if self.find(pair) is None]
 
     def fill(self, blueprints: Iterable[Blueprint], progress: Callable[[int, int, Priced], None] | None = None) -> int:
         """Measures what is missing; returns how many. `progress(done, total, pair)` is called before each."""
@@ -148,17 +148,23 @@ class Oracle:
         """
         while self._calibration is None:
             adopted = self._adopted
-            found = calibration_of(self.table.networks(self._row) if self._row else {}, self._find)
+            found = calibration_of(self.table.networks(self._row) if self._row else {}, self.find)
             if adopted == self._adopted:  # never a line through sums from before a correction
                 self._calibration = (found,)
         return self._calibration[0]
+
+    @property
+    def usable_calibration(self) -> Calibration | None:
+        """The calibration where prices follow it."""
+        found = self.calibration
+        return found if found and found.error <= TOO_FAR else None
 
     def calibration_note(self) -> str:
         """One line that says what stands behind the prices."""
         found = self.calibration
         if found is None:
             return "not calibrated: prices are sums of blocks (calibrate with: fastnas bench-latency --space NAME)"
-        if found.error > TOO_FAR:
+        if self.usable_calibration is None:
             return (
                 f"the calibration is not used: its {found.networks} networks are {100 * found.error:.0f} % off a line"
                 " (measure again on a quieter machine, with another --table)"
@@ -216,15 +222,14 @@ class Oracle:
         """Milliseconds that a whole network spends with each reference, as far as its blocks are known."""
         mix: Counter[str] = Counter()
         for pair, uses in network.prices().items():
-            if timing := self._find(pair):
+            if timing := self.find(pair):
                 for name, share in mix_of(pair[0]).items():
                     mix[name] += uses * timing.median_ms * share
         return mix or {DENSE: 0.5, GATHER: 0.5}
 
     def _price(self, network: Network) -> Price:
         total, variance = self._total(network)
-        calibration = self.calibration
-        if calibration and calibration.error <= TOO_FAR:
+        if calibration := self.usable_calibration:
             return Price(self.engine.name, *calibration(total))
         margin = max(2 * math.sqrt(variance), FLOOR * total)
         return Price(self.engine.name, total, max(total - margin, 0.0), total + margin)
@@ -239,7 +244,7 @@ class Oracle:
         return total, variance
 
     def _timing(self, pair: Priced) -> Timing:
-        found = self._find(pair)
+        found = self.find(pair)
         if found is not None:
             return found
         spec, shapes = pair
@@ -258,8 +263,8 @@ class Oracle:
         self._known[pair] = timing
         return timing
 
-    def _find(self, pair: Priced) -> Timing | None:
-        """From memory, else from the table (another process may have measured it since it was opened)."""
+    def find(self, pair: Priced) -> Timing | None:
+        """What the table holds of a block; None: nothing. Another process may have measured it since the table was opened."""
         timing = self._known.get(pair)
         if timing is None:
             key = pair[0].key(pair[1])
