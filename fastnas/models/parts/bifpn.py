@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from fastnas.blueprint import blocks as spec
-from fastnas.models.fusion import weighted_fusion
 from fastnas.models.layers import conv, max_pool, tf_batch_norm
+from fastnas.ops import weighted_fusion
 
 
 class ProjectedEdge(nn.Module):
