@@ -17,6 +17,13 @@ def test_counted_equals_built(blueprint):
     compare_counts(blueprint)
 
 
+@pytest.mark.slow
+@settings(max_examples=1000)
+@given(blueprints())
+def test_counted_equals_built_for_a_thousand(blueprint):
+    compare_counts(blueprint)
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_are_built_as_counted(name):
     compare_counts(PRESETS[name])

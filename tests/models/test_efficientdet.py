@@ -148,6 +148,11 @@ def test_one_stage_detectors_run_at_any_size_and_with_any_neck():
             assert (image["scores"].diff() <= 0).all()
 
 
+def test_a_batch_of_no_images_gives_nothing():
+    detector = build(parse("64x64/efficientnet:0.25x0.4/bifpn:16/effdet:1/classes:3")).eval()
+    assert detector(torch.zeros(0, 3, 64, 64)) == []
+
+
 def test_every_class_starts_unlikely():
     detector = build(PRESETS["efficientdet-d0"].replace(input=(64, 64)))
     bias = detector.blocks["head.classes"].pointwise[-1].bias
