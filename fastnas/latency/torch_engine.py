@@ -186,19 +186,25 @@ class _CudaRunner(_Runner):
                     self.eager(part)
         engine.stream.synchronize()
         self._calls = [self._call(part) for part in timed.parts]
+        self._replays = all(isinstance(call, torch.cuda.CUDAGraph) for call in self._calls)
         self.graph = engine.settings["graph"] == "on" and all(
             isinstance(call, torch.cuda.CUDAGraph) for call, part in zip(self._calls, timed.parts, strict=True) if part.static
         )
 
     def run(self) -> None:
         with self._engine.running(), torch.cuda.stream(self._engine.stream):
+            if self._replays:  # keeps the GPU busy while the timed run is put behind it, so that no launch is timed
+                self._all()
             self._start.record()
-            for call in self._calls:
-                call.replay() if isinstance(call, torch.cuda.CUDAGraph) else call()
+            self._all()
             self._end.record()
         while not self._end.query():  # spins: a thread that sleeps wakes late and the GPU has clocked down
             pass
         self._engine.seconds += 1e-3 * self._start.elapsed_time(self._end)
+
+    def _all(self) -> None:
+        for call in self._calls:
+            call.replay() if isinstance(call, torch.cuda.CUDAGraph) else call()
 
     def _call(self, part: Part) -> "torch.cuda.CUDAGraph | Callable[[], None]":
         """A captured graph, or the eager call where sizes depend on data or the capture fails.
