@@ -27,10 +27,12 @@ class TensorRt:
         self.settings = choose_settings(self.name, settings, SETTINGS)
         self._trt = importlib.import_module(self.package)
         self.version: str = self._trt.__version__
-        self._driver = importlib.import_module("fastnas.latency.cuda_driver")
         try:
+            self._driver = importlib.import_module("fastnas.latency.cuda_driver")
             self._device = self._driver.Device()
-        except FastnasError as error:
+        except (FastnasError, ImportError) as error:
+            if "libcuda" not in str(error) and isinstance(error, ImportError):
+                raise  # pycuda itself is missing
             raise FastnasError(f"engine {self.name} cannot run here: {error} (check the driver with: nvidia-smi)") from None
         self._logger = make_logger(self._trt)
         self._runtime = self._trt.Runtime(self._logger)

@@ -100,7 +100,7 @@ class TorchCuda(_Torch):
         known = {"graph": ("on", "off"), "weights": ("cast", "autocast"), "compile": ("off", "on")}
         self.settings = choose_settings(self.name, settings, known)
         if torch.version.cuda is None:
-            raise FastnasError("engine torch-cuda cannot run here: this torch was built without CUDA (install a CUDA build of torch)")
+            raise FastnasError("engine torch-cuda cannot run here: this torch has no CUDA (install a CUDA build of torch)")
         if not torch.cuda.is_available():
             raise FastnasError("engine torch-cuda cannot run here: torch finds no usable GPU (check the driver with: nvidia-smi)")
         self.seconds = 0.0

@@ -50,7 +50,8 @@ def bindings(request, tmp_path, libraries):
     version, python = VERSIONS[request.param], f"cp{sys.version_info.major}{sys.version_info.minor}"
     found = sorted(WHEELS.glob(f"tensorrt_cu13_bindings-{request.param}.*-{python}-*.whl"))
     if not found:
-        pytest.skip(f"no bindings of TensorRT {request.param} (pip download --no-deps tensorrt_cu13_bindings=={version} -d {WHEELS})")
+        how = f"pip download --no-deps -d {WHEELS} tensorrt_cu13_bindings=={version}"
+        pytest.skip(f"no bindings of TensorRT {request.param} for {python} ({how})")
     zipfile.ZipFile(found[-1]).extractall(tmp_path)
     package = tmp_path / "tensorrt_bindings"
     needed = set(re.findall(rb"lib(?:nvinfer|nvinfer_plugin|nvonnxparser)\.so\.\d+", (package / "tensorrt.so").read_bytes()))
@@ -115,7 +116,7 @@ class Log(trt.ILogger):
     with pytest.raises(AssertionError, match="is thing one of TensorRT's objects"):
         touched("thing.run()")
     paths = {touch.path for touch in touched_by_fastnas()}
-    assert {"OnnxParser.parse", "IExecutionContext.execute_async_v3", "ITimingCache.combine", "IProfiler.report_layer_time"} <= paths
+    assert {"OnnxParser.parse", "IExecutionContext.execute_async_v3", "IProfiler.report_layer_time", "Runtime"} <= paths
 
 
 def test_problems_of_a_module():
