@@ -20,6 +20,7 @@ FOLLOWS = {  # in the type of what they are given
     *("ReduceMean", "Resize", "Pad", "Flatten", "Reshape", "Concat", "Gather", "Slice", "Transpose", "Split", "Squeeze"),
     *("Unsqueeze", "Identity", "Expand"),
 }
+ANY_TYPE = {"Shape", "Size"}
 QUANTIZED = {"Conv": 0, "Gemm": 0, "MatMul": 1}  # axis of the output channels in the weight
 ACTIVATION_SCALE = 4 / 127  # four standard deviations of a normal number
 _OPSET = 19  # the first in which float16 is quantized
@@ -82,7 +83,9 @@ def _halve(graph: onnx.GraphProto, types: Mapping[str, int]) -> None:
 
     for node in graph.node:
         floats = [index for index, name in enumerate(node.input) if types.get(name) == FLOAT]
-        if node.op_type == "Resize":
+        if node.op_type in ANY_TYPE:
+            floats = []
+        elif node.op_type == "Resize":
             floats = [0]  # the scales stay float32
         data = [node.input[index] for index in floats if node.input[index] not in constants]
         follows = node.op_type in FOLLOWS and data and halves.issuperset(data)
