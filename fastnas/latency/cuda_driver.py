@@ -3,6 +3,7 @@
 pycuda has no graphs: those six functions of the driver are called directly.
 """
 
+import atexit
 import ctypes
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,9 +29,14 @@ class Device:
             self._context = device.retain_primary_context()
         except cuda.Error as error:
             raise FastnasError(f"no usable GPU or driver: {error}") from None
+        atexit.register(self._release)  # the object lives until then: pycuda's destructor takes it for a context of its own
         self.name: str = device.name()
         self.capability: tuple[int, int] = device.compute_capability()
         self.memory_bytes: int = device.total_memory()
+
+    def _release(self) -> None:
+        self._context.push()
+        self._context.detach()
 
     @contextmanager
     def current(self) -> Iterator[None]:
