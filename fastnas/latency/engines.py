@@ -21,7 +21,7 @@ ENGINES = {  # name: module, class, how to install what it needs
     "torch-cpu": ("fastnas.latency.torch_engine", "TorchCpu", "pip install torch"),
     "torch-cuda": ("fastnas.latency.torch_engine", "TorchCuda", "pip install torch"),
     "tensorrt": ("fastnas.latency.tensorrt", "TensorRt", _TENSORRT),
-    "tensorrt-rtx": ("fastnas.latency.tensorrt", "TensorRtRtx", "pip install tensorrt_rtx pycuda"),
+    "tensorrt-rtx": ("fastnas.latency.tensorrt", "TensorRtRtx", "pip install 'fastnas[tensorrt-rtx]'"),
 }
 
 

@@ -50,7 +50,7 @@ def test_engines_that_cannot_run_say_what_to_do(monkeypatch):
         monkeypatch.setitem(sys.modules, package, None)
     problems = {engine["name"]: engine["problem"] for engine in json.loads(run("--json"))["engines"]}
     assert "pip install 'fastnas[tensorrt]'" in problems["tensorrt"]
-    assert "pip install tensorrt_rtx pycuda" in problems["tensorrt-rtx"]
+    assert "pip install 'fastnas[tensorrt-rtx]'" in problems["tensorrt-rtx"]
     assert problems["torch-cuda"].startswith("cannot run here: ")
     text = run()
     for problem in filter(None, problems.values()):

@@ -61,7 +61,8 @@ def library(tmp_path_factory) -> Path:
         pytest.skip("pycuda is not installed (pip install pycuda; needs the CUDA toolkit)")
     folder = tmp_path_factory.mktemp("cuda")
     source, target = Path(__file__).with_name("fake_cuda.c"), folder / "libcuda.so.1"
-    command = [os.environ.get("CC", "cc"), "-shared", "-fPIC", "-Wall", "-Werror", f"-Wl,-soname,{target.name}", "-o", target, source]
+    flags = ["-shared", "-fPIC", "-Wall", "-Werror", f"-Wl,-soname,{target.name}"]
+    command = [os.environ.get("CC", "cc"), *flags, "-o", target, source]
     try:
         subprocess.run(command, check=True)
     except FileNotFoundError:
