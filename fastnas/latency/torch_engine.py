@@ -79,7 +79,13 @@ class TorchCpu(_Torch):
         self.settings = choose_settings(self.name, settings, known)
         self.threads = int(self.settings["threads"])
 
+        self.seconds = 0.0
+
     def clock(self) -> float:
+        """What runs took so far, without what surrounds each: in a network that comes once, not with every block."""
+        return self.seconds
+
+    def now(self) -> float:
         """One thread runs in the caller's: its processor time, so that time given to other processes does not count."""
         return time.thread_time() if self.threads == 1 else time.perf_counter()
 
@@ -163,8 +169,10 @@ class _CpuRunner(_Runner):
             torch.set_num_threads(self._engine.threads)
         try:
             with self._engine.running():
+                start = self._engine.now()
                 for part in self._timed.parts:
                     self.eager(part)
+                self._engine.seconds += self._engine.now() - start
         finally:
             if before != self._engine.threads:
                 torch.set_num_threads(before)
