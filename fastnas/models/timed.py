@@ -14,6 +14,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from fastnas.blueprint import blocks as b
 from fastnas.blueprint.expand import DETECTIONS, IMAGE, Network
 from fastnas.models import boxes as box
+from fastnas.models.anchors import level_anchors
 from fastnas.models.blocks import build_block
 from fastnas.models.onnx.build import block_inputs, replaced_inputs
 
@@ -26,9 +27,9 @@ class Proposals(nn.Module):
     def __init__(self, spec: b.Proposals, shapes: b.Shapes):
         super().__init__()
         self.spec = spec
-        levels = len(shapes) // 2
-        for index, anchors in enumerate(box.make_anchors(spec, [tuple(shape[2:]) for shape in shapes[:levels]])):
-            self.register_buffer(f"anchors{index}", anchors)
+        for index, (shape, stride) in enumerate(zip(shapes, spec.strides, strict=False)):  # the maps of the deltas come after
+            anchors = level_anchors(spec.input, shape[2:], stride, spec.scale, spec.ratios)
+            self.register_buffer(f"anchors{index}", torch.from_numpy(anchors))
 
     def forward(self, *maps: Tensor) -> Tensor:
         levels = len(maps) // 2
@@ -39,7 +40,7 @@ class Proposals(nn.Module):
 class RoiPool(nn.Module):
     """Levels and boxes (R, 4) of the one image -> (R, C, s, s)."""
 
-    def __init__(self, spec: b.RoiPool):
+    def __init__(self, spec: b.RoiPool, shapes: b.Shapes):
         super().__init__()
         self.pool = build_block(spec)
 
@@ -51,13 +52,17 @@ class RoiPool(nn.Module):
 class Detections(nn.Module):
     """Boxes (R, 4), logits and deltas -> boxes (D, 4), scores (D,), labels (D,)."""
 
-    def __init__(self, spec: b.Detections):
+    def __init__(self, spec: b.Detections, shapes: b.Shapes):
         super().__init__()
         self.spec = spec
 
     def forward(self, boxes: Tensor, logits: Tensor, deltas: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         found = box.select_detections(self.spec, [boxes], logits, deltas)[0]
         return found["boxes"], found["scores"], found["labels"]
+
+
+BOX_MODULES: dict[type[b.Spec], type[nn.Module]] = {b.Proposals: Proposals, b.RoiPool: RoiPool, b.Detections: Detections}
+DYNAMIC = Proposals, Detections  # what they select is known when they ran
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,7 @@ class Step:
     @property
     def static(self) -> bool:
         """Whether all shapes inside are known beforehand, as capturing and compiling need it."""
-        return not isinstance(self.module, Proposals | Detections)
+        return not isinstance(self.module, DYNAMIC)
 
 
 class Part(nn.Module):
@@ -155,12 +160,8 @@ def _coordinates(spec: b.Spec, inputs: int) -> tuple[int, ...]:
 
 
 def _module(spec: b.Spec, shapes: b.Shapes) -> nn.Module:
-    if isinstance(spec, b.Proposals):
-        return Proposals(spec, shapes)
-    if isinstance(spec, b.RoiPool):
-        return RoiPool(spec)
-    if isinstance(spec, b.Detections):
-        return Detections(spec)
+    if type(spec) in BOX_MODULES:
+        return BOX_MODULES[type(spec)](spec, shapes).eval()
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         module = build_block(spec).eval()
