@@ -18,6 +18,7 @@ from fastnas.models.anchors import level_anchors
 from fastnas.models.blocks import build_block
 from fastnas.models.onnx.build import block_inputs, replaced_inputs
 
+FOLDS = {nn.Conv2d}  # exactly these: a convolution that computes its weights in forward cannot take a norm in
 LAST_SCALE = 0.25  # of norms that start at zero: what a branch computes shall not vanish, nor grow with depth
 
 
@@ -177,7 +178,7 @@ def fold_batch_norms(module: nn.Module) -> nn.Module:
     for parent in module.modules():
         for name, conv in list(parent.named_children()):
             norm = getattr(parent, name.replace("conv", "norm"), None)
-            if "conv" in name and type(conv) is nn.Conv2d and isinstance(norm, nn.BatchNorm2d):
+            if "conv" in name and type(conv) in FOLDS and isinstance(norm, nn.BatchNorm2d):
                 setattr(parent, name, fuse_conv_bn_eval(conv, norm))
                 setattr(parent, name.replace("conv", "norm"), nn.Identity())
     return module

@@ -9,7 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 from fastnas.blueprint import blocks as b
 from fastnas.blueprint import expand, parse
 from fastnas.models.onnx import block_model, in_precision
-from fastnas.models.onnx.boxes import CANDIDATES
+from fastnas.models.onnx.boxes import CANDIDATES, LARGEST_TOPK
 from fastnas.models.onnx.precision import ACTIVATION_SCALE
 from fastnas.models.workload import BlockWorkload, NetworkWorkload
 from tests.models.test_onnx import LAYERS, noise, run
@@ -52,6 +52,16 @@ def test_stacked_pooling_reads_each_level_alone(size):
     models = [block_model(spec, (*shapes, boxes.shape), static=static) for static in (True, False)]
     ours, truth = (run(model, feeds)[0] for model in models)
     np.testing.assert_allclose(ours, truth, atol=2e-5)
+
+
+def test_static_graphs_sort_no_more_than_tensorrt_does():
+    maps = ((1, 3, 40, 40), (1, 12, 40, 40))
+    spec = b.Proposals((160, 160), (4,), 8, (0.5, 1.0, 2.0), topk=4500, proposals=10)
+    for static, count in ((True, LARGEST_TOPK), (False, 4500)):
+        model = block_model(spec, maps, static=static)
+        sorts = [node for node in model.graph.node if node.op_type == "TopK"]
+        constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+        assert max(int(constants[node.input[1]][0]) for node in sorts) == count
 
 
 def test_static_detections_beyond_their_candidates():

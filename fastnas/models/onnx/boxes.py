@@ -7,6 +7,7 @@ In a static graph (see `Graph`) no NonZero picks rows, so that sizes are known b
 - All levels lie one under the other in a single map from which one RoiAlign pools. Below and beside each level its edge is
   repeated, which is what RoiAlign reads there of a level alone (except for boxes narrower than a cell that stick out).
 - Final suppression decodes the CANDIDATES best (region, class) pairs, not all of those over the score threshold.
+- Nothing sorts more than LARGEST_TOPK.
 """
 
 import math
@@ -22,7 +23,8 @@ MAX_LOG_SIDE = math.log(1000 / 16)  # deltas of width and height are clamped her
 HEAD_WEIGHTS = (10.0, 10.0, 5.0, 5.0)  # the box head's deltas are this many times larger than the RPN's
 SMALLEST_PROPOSAL = 1e-3  # pixels; narrower boxes are dropped
 SMALLEST_DETECTION = 1e-2
-CANDIDATES = 2000  # pairs in a static graph; TensorRT's TopK gives at most 3840
+CANDIDATES = 2000  # pairs in a static graph
+LARGEST_TOPK = 3840  # TensorRT's TopK gives no more
 _NEVER = -10000.0  # a score lower than any, also in half precision
 _INT64 = 7  # onnx.TensorProto.INT64
 _EDGE = 2  # rows and columns: samples of a box narrower than a cell lie up to 3/4 of a cell outside, and two are read
@@ -37,7 +39,7 @@ def emit_proposals(
     scores, deltas, anchors, owner = [], [], [], []
     for level in range(levels):
         _, count, height, width = shapes[level]
-        kept = min(spec.topk, count * height * width)
+        kept = min(_topk(graph, spec.topk), count * height * width)
         flat = graph.add("Reshape", inputs[level], graph.integers(-1))
         best, index = graph.add("TopK", flat, graph.integers(kept), outputs=2, axis=0)
         scores.append(best)
@@ -122,6 +124,10 @@ def emit_detections(
         graph.add("Max", best, graph.constant([0])),
         graph.add("Gather", _join(graph, [label, graph.integers(0)]), kept, axis=0),
     ]
+
+
+def _topk(graph: Graph, count: int) -> int:
+    return min(count, LARGEST_TOPK) if graph.static else count
 
 
 def _pick_deltas(graph: Graph, deltas: str, index: str, cells: int) -> str:
