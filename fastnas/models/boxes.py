@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastnas.blueprint import blocks as spec
+from fastnas.models.anchors import level_anchors
 from fastnas.ops import batched_nms
 
 RPN_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
@@ -39,6 +40,14 @@ def clip(boxes: Tensor, size: tuple[int, int]) -> Tensor:
     """Boxes (..., 4) cut to an image of (height, width)."""
     limit = boxes.new_tensor([size[1], size[0], size[1], size[0]])
     return torch.minimum(boxes.clamp(min=0), limit)
+
+
+def make_anchors(s: spec.Proposals, maps: list[tuple[int, int]]) -> list[Tensor]:
+    """Anchors (H * W * A, 4) of every level, for maps of the given (height, width)."""
+    return [
+        torch.from_numpy(level_anchors(s.input, hw, stride, s.scale, s.ratios))
+        for hw, stride in zip(maps, s.strides, strict=True)
+    ]
 
 
 def flatten_maps(scores: list[Tensor], deltas: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:

@@ -1,6 +1,5 @@
 """Detector: the nn.Module that walks the same blocks that are counted and priced. Its forms: two_stage.py and one_stage.py."""
 
-import torch
 from torch import Tensor, nn
 
 from fastnas.blueprint import Network
@@ -53,12 +52,12 @@ class Detector(nn.Module):
     def anchors(self, maps: list[Tensor]) -> list[Tensor]:
         """Anchors (H * W * A, 4) of every level, on the device of the level's map (N, C, H, W)."""
         if self._anchors is None:
-            self._anchors = [torch.from_numpy(array) for array in self._make_anchors([tuple(m.shape[-2:]) for m in maps])]
+            self._anchors = self._make_anchors([tuple(m.shape[-2:]) for m in maps])
         if self._anchors[0].device != maps[0].device:
             self._anchors = [anchors.to(maps[0].device) for anchors in self._anchors]
         return self._anchors
 
-    def _make_anchors(self, maps: list[tuple[int, int]]) -> list:
+    def _make_anchors(self, maps: list[tuple[int, int]]) -> list[Tensor]:
         raise TypeError(f"{type(self).__name__} does not say its anchors")
 
     def _run(self, steps, values: dict[str, Tensor]) -> None:

@@ -34,28 +34,36 @@ class OneStageDetector(Detector):
         return maps[: len(maps) // 2], maps[len(maps) // 2 :]
 
     def outputs(self, values: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Class logits (N, n, classes), box codes (N, n, 4) as (tx, ty, tw, th) and anchors (n, 4) of all levels, float32."""
+        """Class logits (N, n, classes), box codes (N, n, 4) and anchors (n, 4) of all levels; see `flatten_maps`."""
         classes, boxes = self.maps(values)
-        anchors = torch.cat(self.anchors(classes))
-        logits = _flatten(classes, self.network.blueprint.classes)
-        return logits, _flatten(boxes, 4)[..., XY], anchors
+        return *flatten_maps(self.suppression, classes, boxes), torch.cat(self.anchors(classes))
 
     def forward(self, images: Tensor) -> list[dict[str, Tensor]]:
         return select_anchors(self.suppression, *self.outputs(self.dense(images)))
 
-    def _make_anchors(self, maps: list[tuple[int, int]]) -> list:
-        s = self.suppression
-        return [cell_anchors(s.input, hw, s.scale, s.octaves, s.aspects) for hw in maps]
+    def _make_anchors(self, maps: list[tuple[int, int]]) -> list[Tensor]:
+        return make_anchors(self.suppression, maps)
+
+
+def make_anchors(s: spec.AnchorDetections, maps: list[tuple[int, int]]) -> list[Tensor]:
+    """Anchors (H * W * A, 4) of every level, for maps of the given (height, width)."""
+    return [torch.from_numpy(cell_anchors(s.input, hw, s.scale, s.octaves, s.aspects)) for hw in maps]
+
+
+def flatten_maps(s: spec.AnchorDetections, classes: list[Tensor], boxes: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Class maps (N, A classes, H, W) and box maps (N, 4 A, H, W) of all levels -> float32 class logits (N, n, classes) and box
+    codes (N, n, 4) as (tx, ty, tw, th), in the order of the anchors."""
+    return _flatten(classes, classes[0].shape[1] // s.anchors), _flatten(boxes, 4)[..., XY]
 
 
 def _flatten(maps: list[Tensor], columns: int) -> Tensor:
-    """Per level (N, A columns, H, W) -> float32 (N, all H W A, columns), in the order of the anchors."""
     return torch.cat([m.permute(0, 2, 3, 1).flatten(1).unflatten(1, (-1, columns)).float() for m in maps], 1)
 
 
 @torch.no_grad()
 def select_anchors(s: spec.AnchorDetections, logits: Tensor, codes: Tensor, anchors: Tensor) -> list[dict[str, Tensor]]:
-    """Final suppression of a batch from `outputs`: per image {"boxes" (D, 4), "scores" (D,), "labels" (D,) from 1}, best first."""
+    """Final suppression of a batch from `flatten_maps` and anchors (n, 4): per image, best first, {"boxes" (D, 4), "scores" (D,),
+    "labels" (D,) from 1}."""
     images, total, classes = logits.shape
     # The best pairs are among the anchors with the best maxima: one pass over all logits, sorting only what is left.
     best, anchor = logits.amax(2).topk(min(s.topk, total), dim=1)

@@ -7,7 +7,6 @@ from fastnas.blueprint import Network
 from fastnas.blueprint import blocks as spec
 from fastnas.blueprint.wiring import BOXES
 from fastnas.models import boxes as box
-from fastnas.models.anchors import level_anchors
 from fastnas.models.detector import Detector
 
 
@@ -47,6 +46,5 @@ class TwoStageDetector(Detector):
         logits, deltas = self.regions(values, proposals)
         return box.select_detections(self._suppression, proposals, logits, deltas)
 
-    def _make_anchors(self, maps: list[tuple[int, int]]) -> list:
-        s = self.proposals
-        return [level_anchors(s.input, hw, stride, s.scale, s.ratios) for hw, stride in zip(maps, s.strides, strict=True)]
+    def _make_anchors(self, maps: list[tuple[int, int]]) -> list[Tensor]:
+        return box.make_anchors(self.proposals, maps)
