@@ -12,13 +12,15 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from fastnas.blueprint import blocks as b
-from fastnas.blueprint.expand import DETECTIONS, IMAGE, Network
+from fastnas.blueprint.wiring import DETECTIONS, IMAGE, Network
 from fastnas.models import boxes as box
+from fastnas.models import one_stage
 from fastnas.models.anchors import level_anchors
 from fastnas.models.blocks import build_block
+from fastnas.models.layers import Conv2d, SameConv2d
 from fastnas.models.onnx.build import block_inputs, replaced_inputs
 
-FOLDS = {nn.Conv2d}  # exactly these: a convolution that computes its weights in forward cannot take a norm in
+FOLDS = {nn.Conv2d, Conv2d, SameConv2d}  # exactly these: a convolution that computes its weights in forward cannot take a norm in
 LAST_SCALE = 0.25  # of norms that start at zero: what a branch computes shall not vanish, nor grow with depth
 
 
@@ -62,8 +64,29 @@ class Detections(nn.Module):
         return found["boxes"], found["scores"], found["labels"]
 
 
-BOX_MODULES: dict[type[b.Spec], type[nn.Module]] = {b.Proposals: Proposals, b.RoiPool: RoiPool, b.Detections: Detections}
-DYNAMIC = Proposals, Detections  # what they select is known when they ran
+class AnchorDetections(nn.Module):
+    """Class maps and box maps of all levels -> boxes (D, 4), scores (D,), labels (D,)."""
+
+    def __init__(self, spec: b.AnchorDetections, shapes: b.Shapes):
+        super().__init__()
+        self.spec = spec
+        maps = [tuple(shape[2:]) for shape in shapes[: len(shapes) // 2]]
+        self.register_buffer("anchors", torch.cat(one_stage.make_anchors(spec, maps)))
+
+    def forward(self, *maps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        levels = len(maps) // 2
+        logits, codes = one_stage.flatten_maps(self.spec, list(maps[:levels]), list(maps[levels:]))
+        found = one_stage.select_anchors(self.spec, logits, codes, self.anchors)[0]
+        return found["boxes"], found["scores"], found["labels"]
+
+
+BOX_MODULES: dict[type[b.Spec], type[nn.Module]] = {
+    b.Proposals: Proposals,
+    b.RoiPool: RoiPool,
+    b.Detections: Detections,
+    b.AnchorDetections: AnchorDetections,
+}
+DYNAMIC = Proposals, Detections, AnchorDetections  # what they select is known when they ran
 
 
 @dataclass(frozen=True)
@@ -134,7 +157,7 @@ def timed_block(spec: b.Spec, shapes: b.Shapes) -> Timed:
     inputs = tuple(block_inputs(spec, shapes))
     outputs = tuple(f"out{index}" for index in range(len(spec.outputs(shapes))))
     boxes = {inputs[index] for index in _coordinates(spec, len(inputs))}
-    return Timed([Step(_module(spec, shapes), inputs, outputs)], inputs, boxes, outputs)
+    return Timed([Step(_of_use(spec, _module(spec, shapes), 0), inputs, outputs)], inputs, boxes, outputs)
 
 
 def timed_network(network: Network) -> Timed:
@@ -151,7 +174,7 @@ def timed_network(network: Network) -> Timed:
             names[index] = name
         inputs += scene.values()
         boxes |= {names[index] for index in _coordinates(block.spec, len(names)) if index in scene}
-        steps.append(Step(modules[block.name], tuple(names), use.outputs))
+        steps.append(Step(_of_use(block.spec, modules[block.name], use.index), tuple(names), use.outputs))
     return Timed(steps, inputs, boxes, outputs)
 
 
@@ -171,6 +194,11 @@ def _module(spec: b.Spec, shapes: b.Shapes) -> nn.Module:
             if scale is not None and not scale.any():
                 scale.fill_(LAST_SCALE)
         return fold_batch_norms(module)
+
+
+def _of_use(spec: b.Spec, module: nn.Module, index: int) -> nn.Module:
+    """The module at one use of its block; some hold norms for each of them."""
+    return fold_batch_norms(module.at(index)) if spec.per_use else module
 
 
 def fold_batch_norms(module: nn.Module) -> nn.Module:

@@ -18,6 +18,7 @@ from fastnas.models.workload import BlockWorkload, NetworkWorkload
 from tests.models.test_onnx import LAYERS, noise, randomize, run, state
 
 TEXT = "64x96/basic:1-2,base=16,norm={}/fpn:16/rpn:20,topk=50/rcnn:16,detections=10/classes:3"
+ONE_STAGE = "64x96/efficientnet:0.25x0.4/bifpn:8,repeats=1,levels=3-6/effdet:1,detections=10/classes:3"
 NETWORK = expand(parse(TEXT.format("gn")))
 WORKLOADS = [BlockWorkload(*pair) for pair in NETWORK.prices()] + [NetworkWorkload(NETWORK)]
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
@@ -26,6 +27,7 @@ cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize(("spec", "shapes"), LAYERS, ids=lambda value: getattr(value, "op", None))
 def test_folding_batch_norms_changes_no_number(spec, shapes):
     module = randomize(timed.build_block(spec))
+    module = module.at(0) if spec.per_use else module
     inputs = [torch.from_numpy(noise(*shape)) for shape in shapes]
     folded = fold_batch_norms(copy.deepcopy(module))
     assert not any(isinstance(child, torch.nn.BatchNorm2d) for child in folded.modules())
@@ -37,15 +39,15 @@ def _all(outputs):
     return outputs if isinstance(outputs, tuple) else (outputs,)
 
 
-@pytest.mark.parametrize("norm", ["bn", "gn"])
-def test_the_network_on_the_scene_equals_its_onnx_form(norm, monkeypatch):
+@pytest.mark.parametrize("text", [TEXT.format("bn"), TEXT.format("gn"), ONE_STAGE])
+def test_the_network_on_the_scene_equals_its_onnx_form(text, monkeypatch):
     """Same weights, same inputs, same outputs, proposal selection and suppression included."""
-    network = expand(parse(TEXT.format(norm)))
+    network = expand(parse(text))
     detector = randomize(build(network.blueprint))
     modules = {name: copy.deepcopy(module) for name, module in detector.blocks.items()}
     specs = {block.spec: modules[block.name] for block in network.blocks if block.name in modules}
     own = timed._module
-    boxes = b.Proposals, b.RoiPool, b.Detections
+    boxes = tuple(timed.BOX_MODULES)
     monkeypatch.setattr(timed, "_module", lambda s, shapes: own(s, shapes) if isinstance(s, boxes) else fold_batch_norms(specs[s]))
     module, feeds = timed_network(network), NetworkWorkload(network).inputs()
     assert list(feeds) == list(module.inputs)

@@ -15,7 +15,9 @@ from fastnas.models.workload import BlockWorkload, NetworkWorkload
 from tests.models.test_onnx import LAYERS, noise, run
 
 NETWORK = expand(parse("96x128/basic:11-2,base=16,norm=gn/fpn:16/rpn:60,topk=100/rcnn:32,detections=10/classes:3"))
-WORKLOADS = [BlockWorkload(*pair) for pair in NETWORK.prices()] + [NetworkWorkload(NETWORK)]
+ONE_STAGE = expand(parse("64x96/efficientnet:0.25x0.2/bifpn:8,repeats=1,levels=3-5/effdet:1,detections=10/classes:3"))
+NETWORKS = NETWORK, ONE_STAGE
+WORKLOADS = [BlockWorkload(*pair) for network in NETWORKS for pair in network.prices()] + [NetworkWorkload(n) for n in NETWORKS]
 
 
 def execute(model: onnx.ModelProto, arrays: dict[str, np.ndarray]) -> list[np.ndarray]:
