@@ -160,6 +160,16 @@ def test_every_class_starts_unlikely():
     assert not detector.blocks["head.boxes"].pointwise[-1].bias.any()
 
 
+def test_a_tower_at_one_level_computes_the_same():
+    tower = build(PRESETS["efficientdet-d0"].replace(input=(64, 64))).eval().blocks["head.boxes"]
+    for level, norm in enumerate(tower.norms[1]):
+        torch.nn.init.constant_(norm.weight, 0.5 + level)
+    x = torch.randn(1, 64, 8, 8)
+    outputs = [tower.at(level)(x) for level in range(5)]
+    assert all(torch.equal(output, tower(x, level)) for level, output in enumerate(outputs))
+    assert not torch.equal(outputs[0], outputs[4])
+
+
 def test_scores_below_the_floor_are_no_detections():
     detector = build(PRESETS["efficientdet-d0"].replace(input=(64, 64), classes=2)).eval()
     torch.nn.init.constant_(detector.blocks["head.classes"].pointwise[-1].bias, -50.0)

@@ -31,6 +31,10 @@ class HeadTower(nn.Module):
             x = F.silu(norms[use](pointwise(depthwise(x))), inplace=True)
         return self.pointwise[-1](self.depthwise[-1](x))
 
+    def at(self, use: int) -> "LevelTower":
+        """What one use computes, with the same weights."""
+        return LevelTower(self, use)
+
     def initialize(self) -> None:
         """Normal with variance 1 / fan in (the authors'); every class starts with the probability PRIOR."""
         for child in (*self.depthwise, *self.pointwise):
@@ -39,3 +43,23 @@ class HeadTower(nn.Module):
                 nn.init.zeros_(child.bias)
         if self.predicts == "classes":
             nn.init.constant_(self.pointwise[-1].bias, -math.log((1 - PRIOR) / PRIOR))
+
+
+class LevelTower(nn.Module):
+    """A tower as one level uses it. Convolutions before a norm are `conv<i>`, their norms `norm<i>`, so that they can be folded."""
+
+    def __init__(self, tower: HeadTower, use: int):
+        super().__init__()
+        self.repeats = len(tower.norms)
+        for index, (depthwise, pointwise) in enumerate(zip(tower.depthwise, tower.pointwise, strict=True)):
+            self.add_module(f"depthwise{index}", depthwise)
+            self.add_module(f"conv{index}", pointwise)
+            if index < self.repeats:
+                self.add_module(f"norm{index}", tower.norms[index][use])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for index in range(self.repeats + 1):
+            x = getattr(self, f"conv{index}")(getattr(self, f"depthwise{index}")(x))
+            if index < self.repeats:
+                x = F.silu(getattr(self, f"norm{index}")(x), inplace=True)
+        return x
