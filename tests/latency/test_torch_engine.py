@@ -20,7 +20,8 @@ from tests.models.test_onnx import LAYERS, noise, randomize, run, state
 TEXT = "64x96/basic:1-2,base=16,norm={}/fpn:16/rpn:20,topk=50/rcnn:16,detections=10/classes:3"
 ONE_STAGE = "64x96/efficientnet:0.25x0.4/bifpn:8,repeats=1,levels=3-6/effdet:1,detections=10/classes:3"
 NETWORK = expand(parse(TEXT.format("gn")))
-WORKLOADS = [BlockWorkload(*pair) for pair in NETWORK.prices()] + [NetworkWorkload(NETWORK)]
+NETWORKS = NETWORK, expand(parse(ONE_STAGE))
+WORKLOADS = [BlockWorkload(*pair) for network in NETWORKS for pair in network.prices()] + [NetworkWorkload(n) for n in NETWORKS]
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
 
