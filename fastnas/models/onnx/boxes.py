@@ -126,10 +126,6 @@ def emit_detections(
     ]
 
 
-def _topk(graph: Graph, count: int) -> int:
-    return min(count, LARGEST_TOPK) if graph.static else count
-
-
 def _pick_deltas(graph: Graph, deltas: str, index: str, cells: int) -> str:
     """Deltas (K, 4) of anchors `index` (K,) in a raw map (1, 4A, H, W) whose channels are anchor-major.
 
@@ -188,6 +184,10 @@ def _with_zero_row(graph: Graph, boxes: str) -> str:
 
 def _join(graph: Graph, values: list[str]) -> str:
     return graph.add("Concat", *values, axis=0) if len(values) > 1 else values[0]
+
+
+def _topk(graph: Graph, count: int) -> int:
+    return min(count, LARGEST_TOPK) if graph.static else count
 
 
 def _pool_stacked(
