@@ -48,8 +48,8 @@ class TimingCache:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(self.path, content)
-        except OSError as error:
-            raise FastnasError(f"cannot keep TensorRT's timings in {self.path}: {error.strerror} (set FASTNAS_CACHE)") from None
+        except OSError as failure:
+            raise FastnasError(f"cannot keep TensorRT's timings in {self.path}: {failure.strerror} (set FASTNAS_CACHE)") from None
 
 
 def build_plan(trt: ModuleType, logger: Any, model: bytes, settings: dict[str, str], timings: TimingCache | None = None) -> bytes:
