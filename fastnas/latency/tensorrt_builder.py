@@ -45,8 +45,11 @@ class TimingCache:
         return self.path.read_bytes() if self.path.is_file() else b""
 
     def write(self, content: bytes) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(self.path, content)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(self.path, content)
+        except OSError as failure:
+            raise FastnasError(f"cannot keep TensorRT's timings in {self.path}: {failure.strerror} (set FASTNAS_CACHE)") from None
 
 
 def build_plan(trt: ModuleType, logger: Any, model: bytes, settings: dict[str, str], timings: TimingCache | None = None) -> bytes:

@@ -73,8 +73,9 @@ class TensorRtRunner:
             context.enqueue_emits_profile = False
             for _ in range(runs):
                 context.execute_async_v3(self._stream.handle)
-                context.report_to_profiler()
-            self._stream.wait()
+                self._stream.wait()
+                if not context.report_to_profiler():
+                    raise FastnasError("TensorRT reports no times of its layers")
         return profiler.times
 
     def _place(self, driver: ModuleType, inputs: Mapping[str, np.ndarray]) -> None:

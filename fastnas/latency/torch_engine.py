@@ -118,7 +118,9 @@ class TorchCuda(_Torch):
     def environment(self) -> dict:
         found = torch.cuda.get_device_properties(torch.cuda.current_device())
         settings = {**self.settings, "clock": "CUDA events", "layout": "channels-last"}
-        settings |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version(), "tf32": torch.backends.cudnn.allow_tf32}
+        settings |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
+        settings |= {"cudnn_tf32": torch.backends.cudnn.allow_tf32, "cudnn_benchmark": torch.backends.cudnn.benchmark}
+        settings |= {"matmul_precision": torch.get_float32_matmul_precision()}
         return environment(self, gpu(found.name, (found.major, found.minor), found.total_memory), threads=1, settings=settings)
 
     def _runner(self, timed, inputs):

@@ -28,7 +28,7 @@ OWN = {"logger": {"errors"}, "profiler": {"times"}}  # attributes that our subcl
 OTHERS = {  # receivers that have nothing to do with TensorRT
     *("self", "driver", "device", "stream", "clock", "graph", "buffer", "buffers", "shapes", "np", "importlib", "json", "hashlib"),
     *("path", "timings", "described", "times", "layer", "folder", "profiled", "dtype", "information", "workload", "values", "rows"),
-    *("super", "settings", "found", "messages", "Buffer", "errors", "environment", "seconds"),
+    *("super", "settings", "found", "messages", "Buffer", "errors", "environment", "seconds", "failure"),
 }
 
 

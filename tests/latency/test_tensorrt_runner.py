@@ -30,6 +30,8 @@ class Log(list):
 
 
 class Context:
+    _reports = True
+
     def __init__(self, log, fails):
         self._log, self._fails, self.profiler, self.addresses = log, fails, None, {}
 
@@ -46,6 +48,7 @@ class Context:
         self.profiler.report_layer_time("Conv_1 + Relu_2", 0.25)
         self.profiler.report_layer_time("copy", 0.5)
         self.profiler.report_layer_time("Myelin", 0.25)
+        return self._reports
 
 
 class Engine:
@@ -191,7 +194,14 @@ def test_layers_are_profiled_in_a_context_of_their_own():
         Layer("copy", "reformat", 0.5),
         Layer("Myelin", "", 0.25),
     ]
-    assert log == ["execute", "wait", *["execute"] * 3, "wait"] and spent == []
+    assert log == ["execute", "wait"] * 4 and spent == []
+
+
+def test_a_profiler_that_stays_silent_is_an_error(monkeypatch):
+    runner, _, _ = make()
+    monkeypatch.setattr(Context, "_reports", False)
+    with pytest.raises(FastnasError, match="reports no times"):
+        runner.layers()
 
 
 def test_layers_without_details_keep_their_names():
@@ -248,6 +258,12 @@ def test_timings_of_another_driver_or_half_a_file_are_not_used(tmp_path, stored,
         timings.write(stored)
     _load_timings(config, timings)
     assert config.cache.content == used
+
+
+def test_timings_that_cannot_be_written_say_where(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(FastnasError, match=r"cannot keep TensorRT's timings in .*file.*: .* \(set FASTNAS_CACHE\)"):
+        TimingCache("e", tmp_path / "file").write(b"a")
 
 
 def test_timings_of_two_builds_at_once_are_joined(tmp_path):

@@ -58,9 +58,14 @@ def test_stacked_pooling_reads_each_level_alone(size):
     np.testing.assert_allclose(ours, truth, atol=2e-5)
 
 
-def test_static_graphs_sort_no_more_than_tensorrt_does():
-    maps = ((1, 3, 40, 40), (1, 12, 40, 40))
-    spec = b.Proposals((160, 160), (4,), 8, (0.5, 1.0, 2.0), topk=4500, proposals=10)
+@pytest.mark.parametrize(
+    ("spec", "maps"),
+    [
+        (b.Proposals((160, 160), (4,), 8, (0.5, 1.0, 2.0), topk=4500, proposals=10), ((1, 3, 40, 40), (1, 12, 40, 40))),
+        (b.AnchorDetections((320, 320), 4, 1, ((1.0, 1.0), (1.4, 0.7), (0.7, 1.4)), 4500, 10), ((1, 6, 40, 40), (1, 12, 40, 40))),
+    ],
+)
+def test_static_graphs_sort_no_more_than_tensorrt_does(spec, maps):
     for static, count in ((True, LARGEST_TOPK), (False, 4500)):
         model = block_model(spec, maps, static=static)
         sorts = [node for node in model.graph.node if node.op_type == "TopK"]

@@ -149,11 +149,11 @@ def emit_anchor_detections(
         starts += [first + anchor * size for anchor in range(spec.anchors)]
         cells += [size] * spec.anchors
     total = sum(map(len, anchors))
-    kept = min(spec.topk, total)
+    kept = min(_topk(graph, spec.topk), total)
     _, index = graph.add("TopK", _join(graph, best), graph.integers(kept), outputs=2, axis=0)
     place = _Places(graph, index, starts, cells)
     logits = graph.add("Gather", _join(graph, flat), place.of(classes, range(classes)), axis=0)
-    pairs = min(spec.topk, kept * classes)
+    pairs = min(_topk(graph, spec.topk), kept * classes)
     logit, pair = graph.add("TopK", graph.add("Reshape", logits, graph.integers(-1)), graph.integers(pairs), outputs=2, axis=0)
     row = graph.add("Div", pair, graph.integers(classes))
     label = graph.add("Add", graph.add("Sub", pair, graph.add("Mul", row, graph.integers(classes))), graph.integers(1))
@@ -192,10 +192,6 @@ class _Places:
         """Places (K, len(wanted)) of these columns, in maps that have `columns` for an anchor."""
         first = self._graph.add("Add", self._graph.add("Mul", self._start, self._graph.integers(columns)), self._cell)
         return self._graph.add("Add", first, self._graph.add("Mul", self._cells, self._graph.constant([list(wanted)], np.int64)))
-
-
-def _topk(graph: Graph, count: int) -> int:
-    return min(count, LARGEST_TOPK) if graph.static else count
 
 
 def _pick_deltas(graph: Graph, deltas: str, index: str, cells: int) -> str:
@@ -256,6 +252,10 @@ def _with_zero_row(graph: Graph, boxes: str) -> str:
 
 def _join(graph: Graph, values: list[str]) -> str:
     return graph.add("Concat", *values, axis=0) if len(values) > 1 else values[0]
+
+
+def _topk(graph: Graph, count: int) -> int:
+    return min(count, LARGEST_TOPK) if graph.static else count
 
 
 def _pool_stacked(
