@@ -116,8 +116,8 @@ struct Shares {
   }
 };
 
-// weights, dots, gradients: [kMostInputs]; dots[i]: gradient of the loss by share i. By the quotient rule d c_i / d u_j = (delta_ij - c_i) / total, where u is what
-// is normalised: relu(w) or exp(w).
+// weights, dots, gradients: [kMostInputs]; dots[i]: gradient of the loss by share i. By the quotient rule
+// d c_i / d u_j = (delta_ij - c_i) / total, where u is what is normalised: relu(w) or exp(w).
 template <typename T>
 FASTNAS_HD void weight_gradients(const T* weights, const T* dots, int count, Method method, T eps, T* gradients) {
   const Shares<T> shares(weights, count, method, eps);
