@@ -56,7 +56,8 @@ struct Window {
 
 // Maximum of nine, and (kPlaces) the number of the tap that has it.
 template <bool kPlaces, typename S>
-FASTNAS_INLINE void pool_cells(const Window<S>& window, int64_t step, int64_t count, S* __restrict out, int32_t* __restrict places) {
+FASTNAS_INLINE void pool_cells(
+    const Window<S>& window, int64_t step, int64_t count, S* __restrict out, int32_t* __restrict places) {
   using A = accumulator_t<S>;
   const S* __restrict t0 = window.cell[0];
   const S* __restrict t1 = window.cell[1];
