@@ -14,6 +14,13 @@
 
 #include "geometry.h"
 
+// On the GPU arrays that loops index must become registers.
+#if defined(__CUDA_ARCH__)
+#define FASTNAS_UNROLL _Pragma("unroll")
+#else
+#define FASTNAS_UNROLL
+#endif
+
 namespace fastnas {
 
 enum class Method { kFast, kSoftmax, kSum };
@@ -85,13 +92,12 @@ struct Shares {
     T most = T(0);
     if (method == Method::kSoftmax) {
       most = weights[0];
+      FASTNAS_UNROLL
       for (int i = 1; i < kMostInputs; ++i) {
         if (i < count && weights[i] > most) most = weights[i];
       }
     }
-#if defined(__CUDACC__)
-#pragma unroll
-#endif
+    FASTNAS_UNROLL
     for (int i = 0; i < kMostInputs; ++i) {
       share[i] = T(0);
       if (i >= count) continue;
@@ -105,24 +111,26 @@ struct Shares {
       total += share[i];
     }
     if (method == Method::kSum) return;
-#if defined(__CUDACC__)
-#pragma unroll
-#endif
+    FASTNAS_UNROLL
     for (int i = 0; i < kMostInputs; ++i) share[i] /= total;
   }
 };
 
-// dots[i]: gradient of the loss by share i. By the quotient rule d c_i / d u_j = (delta_ij - c_i) / total, where u is what
-// is normalised: relu(w) or exp(w).
+// weights, dots, gradients: [kMostInputs]; dots[i]: gradient of the loss by share i. By the quotient rule
+// d c_i / d u_j = (delta_ij - c_i) / total, where u is what is normalised: relu(w) or exp(w).
 template <typename T>
 FASTNAS_HD void weight_gradients(const T* weights, const T* dots, int count, Method method, T eps, T* gradients) {
   const Shares<T> shares(weights, count, method, eps);
   T mean = T(0), total = eps;
-  for (int i = 0; i < count; ++i) {
+  FASTNAS_UNROLL
+  for (int i = 0; i < kMostInputs; ++i) {
+    if (i >= count) continue;
     mean += dots[i] * shares.share[i];
     total += weights[i] < T(0) ? T(0) : weights[i];
   }
-  for (int i = 0; i < count; ++i) {
+  FASTNAS_UNROLL
+  for (int i = 0; i < kMostInputs; ++i) {
+    if (i >= count) continue;
     const T centred = dots[i] - mean;
     if (method == Method::kSoftmax) {
       gradients[i] = shares.share[i] * centred;

@@ -109,15 +109,42 @@ FASTNAS_INLINE void with_choice(const BandJob<S>& job, Body&& body) {
   }
 }
 
+// `runs` runs of `length` numbers: cells of a row (coarse ones are read where they lie), or whole rows that were brought to
+// size before, as a single run.
+template <typename S>
+FASTNAS_INLINE void combine_runs(const BandJob<S>& job, const S* const* rows, int32_t runs, int64_t length, S* out) {
+  with_choice(job, [&](auto inputs, auto activation) FASTNAS_LAMBDA_INLINE {
+    for (int32_t x = 0; x < runs; ++x) {
+      const S* cells[kMostInputs] = {};
+      for (int i = 0; i < inputs.value; ++i) {
+        const bool up = job.edges[i].resample == Resample::kUp;
+        cells[i] = rows[i] + (up ? job.edges[i].up_cols.source(x) : x) * length;
+      }
+      combine<inputs.value, activation.value>(job, cells, length, out + x * length);
+    }
+  });
+}
+
 template <typename S>
 FASTNAS_INLINE void forward_band(const BandJob<S>& job) {
   const S* rows[kMostInputs] = {};
-  bring_to_size<false>(job, job.from, job.to, rows);
-  const int64_t count = (job.to - job.from) * job.row;
-  S* out = job.out + job.from * job.row;
-  with_choice(job, [&](auto inputs, auto activation) FASTNAS_LAMBDA_INLINE {
-    combine<inputs.value, activation.value>(job, rows, count, out);
-  });
+  if (job.inner == 1) {
+    bring_to_size<false>(job, job.from, job.to, rows);
+    combine_runs(job, rows, 1, (job.to - job.from) * job.row, job.out + job.from * job.row);
+    return;
+  }
+  for (int32_t y = job.from; y < job.to; ++y) {
+    for (int i = 0; i < job.count; ++i) {
+      const EdgeJob<S>& edge = job.edges[i];
+      if (edge.resample == Resample::kSame) rows[i] = edge.map + y * job.row;
+      if (edge.resample == Resample::kUp) rows[i] = edge.map + edge.up_rows.source(y) * edge.row;
+      if (edge.resample == Resample::kDown) {
+        down_row<false>(edge.map, edge.pool_rows, edge.pool_cols, y, job.inner, edge.buffer, nullptr);
+        rows[i] = edge.buffer;
+      }
+    }
+    combine_runs(job, rows, static_cast<int32_t>(job.row / job.inner), job.inner, job.out + y * job.row);
+  }
 }
 
 // <a, b> in a fixed order: 32 running sums, so that the loop needs no reassociation to become vector code.

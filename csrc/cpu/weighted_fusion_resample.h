@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 
 #include "../fusion.h"
 #include "vector.h"
@@ -55,7 +56,8 @@ struct Window {
 
 // Maximum of nine, and (kPlaces) the number of the tap that has it.
 template <bool kPlaces, typename S>
-FASTNAS_INLINE void pool_cells(const Window<S>& window, int64_t step, int64_t count, S* __restrict out, int32_t* __restrict places) {
+FASTNAS_INLINE void pool_cells(
+    const Window<S>& window, int64_t step, int64_t count, S* __restrict out, int32_t* __restrict places) {
   using A = accumulator_t<S>;
   const S* __restrict t0 = window.cell[0];
   const S* __restrict t1 = window.cell[1];
@@ -66,6 +68,21 @@ FASTNAS_INLINE void pool_cells(const Window<S>& window, int64_t step, int64_t co
   const S* __restrict t6 = window.cell[6];
   const S* __restrict t7 = window.cell[7];
   const S* __restrict t8 = window.cell[8];
+  if constexpr (!kPlaces) {
+    // A comparison and a choice are one instruction for the maximum; NaN, which it would lose, is looked for in pairs.
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t at = i * step;
+      const A v0 = widen(t0[at]), v1 = widen(t1[at]), v2 = widen(t2[at]), v3 = widen(t3[at]), v4 = widen(t4[at]),
+              v5 = widen(t5[at]), v6 = widen(t6[at]), v7 = widen(t7[at]), v8 = widen(t8[at]);
+      const A m01 = v0 > v1 ? v0 : v1, m23 = v2 > v3 ? v2 : v3, m45 = v4 > v5 ? v4 : v5, m67 = v6 > v7 ? v6 : v7;
+      const A m03 = m01 > m23 ? m01 : m23, m47 = m45 > m67 ? m45 : m67;
+      const A m07 = m03 > m47 ? m03 : m47, most = m07 > v8 ? m07 : v8;
+      const bool nan = __builtin_isunordered(v0, v1) | __builtin_isunordered(v2, v3) | __builtin_isunordered(v4, v5) |
+          __builtin_isunordered(v6, v7) | (v8 != v8);
+      narrow(nan ? std::numeric_limits<A>::quiet_NaN() : most, out[i]);
+    }
+    return;
+  }
   const int32_t n0 = window.number[0], n1 = window.number[1], n2 = window.number[2], n3 = window.number[3],
                 n4 = window.number[4], n5 = window.number[5], n6 = window.number[6], n7 = window.number[7],
                 n8 = window.number[8];
