@@ -12,6 +12,17 @@ inline bool is_integral(ScalarType type) {
       type == ScalarType::Byte || type == ScalarType::Bool;
 }
 
+// As the kernels read it. What is so already is passed on: on a few hundred boxes calls into torch are what costs.
+inline Tensor contiguous_as(const Tensor& tensor, ScalarType type) {
+  if (tensor.scalar_type() != type) return torch::stable::contiguous(torch::stable::to(tensor, type));
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
+
+// fp64 stays, everything narrower is computed in fp32.
+inline ScalarType computed_type(const Tensor& tensor) {
+  return tensor.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
 // boxes [N, 4] or, where `batches` are accepted, [images, N, 4]; scores and idxs have the sizes before the 4.
 inline void check_nms_arguments(const Tensor& boxes, const Tensor& scores, const Tensor* idxs, bool batches) {
   const int64_t dims = boxes.dim();

@@ -69,12 +69,19 @@ FASTNAS_CLONES void strike_out(
   strike_out_body(all, rows, row_count, begin, end, threshold);
 }
 
-// The columns of one run, with the rank (place in the order of scores) of every box.
+// The columns of one run, with the rank (place in the order of scores) of every box. Loaded again and again, so that many
+// small classes share one piece of memory.
 template <typename T>
 class Run {
  public:
-  Run(const T* boxes, const Keyed* ranked, const int64_t* ranks, int64_t count)
-      : numbers_(5 * count), dead_(count, 0), ranks_(ranks, ranks + count), count_(count) {
+  void load(const T* boxes, const Keyed* ranked, const int64_t* ranks, int64_t count) {
+    if (static_cast<int64_t>(dead_.size()) < count) {
+      numbers_.resize(5 * count);
+      dead_.resize(count);
+    }
+    ranks_.assign(ranks, ranks + count);
+    std::fill_n(dead_.begin(), count, 0);
+    count_ = count;
     T* base = numbers_.data();
     columns_ = {base, base + count, base + 2 * count, base + 3 * count, base + 4 * count, dead_.data()};
     for (int64_t i = 0; i < count; ++i) {
@@ -131,8 +138,8 @@ class Run {
   std::vector<T> numbers_;
   std::vector<mask_t<T>> dead_;
   std::vector<int64_t> ranks_;
-  int64_t count_;
-  Columns<T> columns_;
+  int64_t count_ = 0;
+  Columns<T> columns_{};
 };
 
 template <typename T, typename Score>
@@ -188,9 +195,10 @@ std::vector<int64_t> survivors(const Problem<T, Score>& problem) {
   const int64_t runs_per_thread =
       static_cast<int64_t>(std::clamp(kOverlapsPerThread / overlaps_per_run, 1.0, static_cast<double>(runs)));
   torch::stable::parallel_for(0, runs, runs_per_thread, [&](int64_t first, int64_t last) {
+    Run<T> run;
     for (int64_t r = first; r < last; ++r) {
-      Run<T>(problem.boxes, ranked.data(), ranks.data() + starts[r], starts[r + 1] - starts[r])
-          .suppress(problem.iou_threshold, problem.limit, kept.data());
+      run.load(problem.boxes, ranked.data(), ranks.data() + starts[r], starts[r + 1] - starts[r]);
+      run.suppress(problem.iou_threshold, problem.limit, kept.data());
     }
   });
 
@@ -204,8 +212,8 @@ std::vector<int64_t> survivors(const Problem<T, Score>& problem) {
 // The tensors as the kernels read them: contiguous, fp32 or fp64, classes int64.
 struct Arguments {
   Arguments(const Tensor& boxes, const Tensor& scores, const Tensor* idxs)
-      : boxes_(computable(boxes)), scores_(computable(scores)) {
-    if (idxs) classes_ = torch::stable::contiguous(torch::stable::to(*idxs, ScalarType::Long));
+      : boxes_(contiguous_as(boxes, computed_type(boxes))), scores_(contiguous_as(scores, computed_type(scores))) {
+    if (idxs) classes_ = contiguous_as(*idxs, ScalarType::Long);
   }
 
   // Calls body(Problem) with the types of the boxes and of the scores.

@@ -221,11 +221,11 @@ std::tuple<Tensor, Tensor, Tensor> soft_nms(
     int64_t max_output, std::optional<Tensor> idxs) {
   check_soft_nms_arguments(boxes, scores, idxs ? &*idxs : nullptr, gaussian, sigma, max_output);
   std::optional<Tensor> classes;
-  if (idxs) classes = torch::stable::contiguous(torch::stable::to(*idxs, ScalarType::Long));
+  if (idxs) classes = contiguous_as(*idxs, ScalarType::Long);
   const bool wide = boxes.scalar_type() == ScalarType::Double || scores.scalar_type() == ScalarType::Double;
   const ScalarType type = wide ? ScalarType::Double : ScalarType::Float;
-  const Tensor numbers = torch::stable::contiguous(torch::stable::to(boxes, type));
-  const Tensor ranking = torch::stable::contiguous(torch::stable::to(scores, type));
+  const Tensor numbers = contiguous_as(boxes, type);
+  const Tensor ranking = contiguous_as(scores, type);
 
   const auto typed = [&](auto zero) -> std::tuple<Tensor, Tensor, Tensor> {
     using T = decltype(zero);

@@ -143,9 +143,9 @@ std::tuple<Tensor, Tensor> nms_padded(
     torch::stable::fill_(counts, 0);
     return {indices, counts};
   }
-  const Tensor numbers = computable(boxes), ranking = computable(scores);
+  const Tensor numbers = contiguous_as(boxes, computed_type(boxes)), ranking = contiguous_as(scores, computed_type(scores));
   std::optional<Tensor> classes;
-  if (idxs) classes = torch::stable::contiguous(torch::stable::to(*idxs, ScalarType::Long));
+  if (idxs) classes = contiguous_as(*idxs, ScalarType::Long);
   const auto typed = [&](auto box_type, auto score_type) {
     run<decltype(box_type), decltype(score_type)>(
         numbers, ranking, classes, images, count, iou_threshold, score_threshold, max_output, indices, counts);

@@ -54,8 +54,8 @@ std::tuple<Tensor, Tensor, Tensor> soft_nms(
   if (most > 0) {
     Tensor chosen = torch::stable::new_empty(boxes, {1}, ScalarType::Long);
     std::optional<Tensor> classes;
-    if (idxs) classes = torch::stable::contiguous(torch::stable::to(*idxs, ScalarType::Long));
-    const Tensor numbers = computable(boxes), ranking = computable(scores);
+    if (idxs) classes = contiguous_as(*idxs, ScalarType::Long);
+    const Tensor numbers = contiguous_as(boxes, computed_type(boxes)), ranking = contiguous_as(scores, computed_type(scores));
     const cuda::SoftInput input{
         numbers.const_data_ptr<float>(), ranking.const_data_ptr<float>(),
         classes ? classes->const_data_ptr<int64_t>() : nullptr, count,
