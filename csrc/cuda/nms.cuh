@@ -124,7 +124,7 @@ __device__ __forceinline__ int64_t class_begin(const int64_t* classes, int64_t r
 
 // kept: [images, count] by rank. Grid: images * tile_count(count) blocks.
 template <typename T>
-__global__ void __launch_bounds__(kDecideThreads) decide(
+__global__ void __launch_bounds__(kDecideThreads, sizeof(T) == 8 ? 2 : 4) decide(  // two, as fp64 needs more registers
     NmsRows<T> rows, T threshold, NmsProgress progress, bool* __restrict__ kept) {
   __shared__ Corners<T> boxes[kTile];
   __shared__ T areas[kTile];
