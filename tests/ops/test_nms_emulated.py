@@ -5,6 +5,7 @@ Several blocks run at once and the order of their threads varies, so tiles meet 
 
 import ctypes
 import os
+import random
 import re
 import shutil
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 import torch
 
 from fastnas import ops
-from tests.ops.nms_problems import KINDS, integral, uniform
+from tests.ops.nms_problems import KINDS, integral, padded, uniform
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKERS = 3
@@ -72,13 +73,14 @@ def emulated_nms(kernels, boxes, scores, threshold, most, idxs, least, sorted_be
 @pytest.mark.parametrize("sorted_before", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 def test_nms(kernels, kind, sorted_before):
-    for seed in range(20):
-        images, count = 1 + seed % 3, [1, 2, 63, 64, 65, 127, 200, 300][seed % 8]
+    for seed in range(24):
+        pick = random.Random(seed).choice
+        images, count = pick([1, 2, 3]), pick([1, 2, 63, 64, 65, 127, 150, 200, 300])
         boxes, scores = kind(images * count, seed)
         boxes, scores = boxes.reshape(images, count, 4), scores.reshape(images, count)
-        classes = [None, 1, 2, 5, 100][seed % 5]
+        classes = pick([None, 1, 2, 4, 5, 6, 100])
         idxs = None if classes is None else torch.arange(images * count).reshape(images, count) * 7 % classes * 1000 - 7
-        arguments = [0.0, 0.3, 0.5, 1.0][seed % 4], [count, 5, count + 9][seed % 3], idxs, [None, 0.4][seed // 2 % 2]
+        arguments = pick([0.0, 0.1, 0.3, 0.5, 1.0]), pick([count, 5, count + 9]), idxs, pick([None, None, 0.4])
         expected = ops.nms_padded(boxes, scores, *arguments)
         result = emulated_nms(kernels, boxes, scores, *arguments, sorted_before, seed)
         assert torch.equal(result[0], expected[0]) and torch.equal(result[1], expected[1]), f"problem {seed}"
@@ -93,6 +95,19 @@ def test_nms_over_many_tiles(kernels, kind, classes):
     for seed in range(2):
         result = emulated_nms(kernels, boxes[None], scores[None], 0.4, 1500, idxs, None, False, seed)
         assert torch.equal(result[0][0, : result[1]], ops.batched_nms(boxes, scores, idxs[0], 0.4))
+
+
+def test_collecting_in_several_passes(kernels):
+    kept = torch.rand(2, 20_000, generator=torch.Generator().manual_seed(0)) < 0.3
+    by_score = torch.stack([torch.randperm(20_000, generator=torch.Generator().manual_seed(1)) for _ in range(2)])
+    for most in (100, 9000):
+        indices, counts = torch.full((2, most), -7), torch.full((2,), -7)
+        kernels.emulated_collect(
+            pointer(kept), pointer(by_score), i64(2), i64(20_000), i64(most), pointer(indices), pointer(counts), ctypes.c_uint(3)
+        )
+        for image in range(2):
+            chosen = by_score[image][kept[image]]
+            assert torch.equal(indices[image], padded(chosen, most)) and counts[image] == min(most, len(chosen))
 
 
 @pytest.mark.parametrize("gaussian", [False, True])

@@ -3,9 +3,9 @@
 //
 // A block runs on one thread of the operating system and every CUDA thread of it is a fiber, which gives way at barriers,
 // at warp-wide operations and in __nanosleep. `__shared__` is thread-local, so `workers` blocks run at once, as on a GPU:
-// what they tell each other through memory is really concurrent. Shown are wrong indices, missing barriers that matter in
-// the order tried (`seed` changes which fiber goes first), hangs and results; not shown are weak memory, limits of launches
-// and speed.
+// what they tell each other through memory is really concurrent. Shown are wrong results, wrong indices, hangs, and missing
+// barriers where the order tried makes them matter (`seed`: which fiber goes first, which warps run ahead); not shown are weak
+// memory, a missing __syncwarp inside a warp, limits of launches, and speed.
 #pragma once
 
 #include <csetjmp>
@@ -102,17 +102,19 @@ inline void run_block(unsigned threads, unsigned seed) {
   block->arrived = 0;
   std::memset(block->warp_arrived, 0, sizeof(block->warp_arrived));
   for (Fiber& fiber : block->fibers) fiber.started = fiber.done = false;
-  const unsigned first = seed ? std::mt19937(seed + blockIdx.x)() % threads : 0;
-  unsigned left = threads;
+  std::mt19937 random(seed + 7919 * blockIdx.x);
+  const unsigned first = seed ? random() % threads : 0;
+  unsigned left = threads, resting = 0;  // one bit per warp: some run ahead of others for a while, as they do on a GPU
   for (long round = 0; left > 0; ++round) {
     if (round > kHang) {
       std::fprintf(stderr, "emulator: block %u of %u hangs\n", blockIdx.x, gridDim.x);
       std::abort();
     }
     if (round % 64 == 0) std::this_thread::yield();
+    if (seed && round % 8 == 0) resting = random();
     for (unsigned step = 0; step < threads; ++step) {
       const unsigned index = seed % 2 ? threads - 1 - (step + first) % threads : (step + first) % threads;
-      if (block->fibers[index].done) continue;
+      if (block->fibers[index].done || (resting >> index / kWarp & 1)) continue;
       run_or_start(index);
       left -= block->fibers[index].done;
     }

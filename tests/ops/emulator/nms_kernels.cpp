@@ -43,6 +43,13 @@ extern "C" void emulated_nms(
   emulator::launch(images, kCollectThreads, collect_all, seed, workers);
 }
 
+extern "C" void emulated_collect(
+    const bool* kept, const int64_t* by_score, int64_t images, int64_t count, int64_t most, int64_t* indices, int64_t* counts,
+    unsigned seed) {
+  const auto kernel = [&] { collect(kept, by_score, count, most, indices, counts); };
+  emulator::launch(images, kCollectThreads, kernel, seed, 1);
+}
+
 extern "C" int64_t emulated_soft_nms(
     const float* boxes, const float* scores, const int64_t* classes, int64_t count, bool gaussian, double iou_threshold,
     double sigma, float least, int64_t most, bool shared, int64_t* indices, float* rescored, float* decays, unsigned threads,
