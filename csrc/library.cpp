@@ -29,4 +29,16 @@ STABLE_TORCH_LIBRARY(fastnas, m) {
   m.def(
       "weighted_fusion_backward(Tensor grad, Tensor[] inputs, Tensor? weights, int[] size, str method, str activation, "
       "str padding, float eps) -> Tensor[]");
+
+  // boxes [N, 4] or [images, N, 4], scores and idxs [N] or [images, N] -> indices [max_output] or [images, max_output], int64,
+  // -1 after the last kept box, and how many were kept, [] or [images] int64, on the device of the boxes.
+  m.def(
+      "nms_padded(Tensor boxes, Tensor scores, float iou_threshold, int max_output, Tensor? idxs=None, "
+      "float? score_threshold=None) -> (Tensor, Tensor)");
+
+  // boxes [N, 4], scores [N], idxs [N] -> indices [K] int64, rescored [K] in the type of the scores, best first, and
+  // decay [K], fp32 or fp64: rescored = scores[indices] * decay.
+  m.def(
+      "soft_nms(Tensor boxes, Tensor scores, bool gaussian, float iou_threshold, float sigma, float score_threshold, "
+      "int max_output, Tensor? idxs=None) -> (Tensor, Tensor, Tensor)");
 }
