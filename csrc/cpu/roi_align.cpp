@@ -112,25 +112,34 @@ void forward(const std::vector<Tensor>& features, const Regions<accumulator_t<S>
 
   const int64_t regions_per_thread = std::max<int64_t>(1, kMultipliesPerThread / std::max<int64_t>(1, pooling.work(channels)));
   torch::stable::parallel_for(0, regions.count(), regions_per_thread, [&](int64_t first, int64_t last) {
-    AxisTaps<A> rows, cols;
-    std::vector<A> sum(channels);
-    for (int64_t k = first; k < last; ++k) {
+    // Two regions at a time: while one is pooled, the first cells of the next are fetched.
+    AxisTaps<A> rows[2], cols[2];
+    PoolJob<S> jobs[2] = {};
+    std::vector<A> sum(channels), zeros(channels);
+    const auto prepare = [&](int64_t k) {
+      const int64_t slot = k % 2;
       const Tensor& map = features[regions.level(k)];
-      regions.axes(k, pooling, map.size(2), map.size(3), rows, cols);
-      PoolJob<S> job{};
+      regions.axes(k, pooling, map.size(2), map.size(3), rows[slot], cols[slot]);
+      PoolJob<S>& job = jobs[slot];
       job.image = maps[regions.level(k)] + regions.image(k) * map.stride(0);
       job.row_stride = map.stride(2);
       job.col_stride = map.stride(3);
       job.channels = channels;
-      job.rows = &rows;
-      job.cols = &cols;
+      job.rows = &rows[slot];
+      job.cols = &cols[slot];
       job.pooled_height = pooling.height;
       job.pooled_width = pooling.width;
+      job.zeros = zeros.data();
       job.sum = sum.data();
       job.out = result + k * channels * pooling.bins();
       job.out_bin_stride = channels_last ? channels : 1;
       job.out_channel_stride = channels_last ? 1 : pooling.bins();
-      pool(job);
+    };
+    prepare(first);
+    for (int64_t k = first; k < last; ++k) {
+      if (k + 1 < last) prepare(k + 1);
+      jobs[k % 2].next = k + 1 < last ? &jobs[(k + 1) % 2] : nullptr;
+      pool(jobs[k % 2]);
     }
   });
 }
