@@ -15,7 +15,9 @@ STABLE_TORCH_LIBRARY(fastnas, m) {
       "int sampling_ratio, bool aligned, float canonical_size, float canonical_level) -> Tensor");
 
   // grad [K, C, ph, pw] -> one [batch, C, heights[l], widths[l]] per level, channels-last where channels_last[l] is set.
+  // deterministic: the same bits every time, without atomics; the CPU always does so.
   m.def(
       "roi_align_backward(Tensor grad, Tensor boxes, int batch, int[] heights, int[] widths, bool[] channels_last, "
-      "float[] scales, int sampling_ratio, bool aligned, float canonical_size, float canonical_level) -> Tensor[]");
+      "float[] scales, int sampling_ratio, bool aligned, float canonical_size, float canonical_level, "
+      "bool deterministic) -> Tensor[]");
 }

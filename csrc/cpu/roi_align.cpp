@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "../geometry.h"
+#include "../roi_checks.h"
 #include "../tensor.h"
 #include "roi_kernels.h"
 #include "roi_taps.h"
@@ -52,7 +53,6 @@ class Regions {
   Regions(const Tensor& boxes, const std::vector<double>& scales, int64_t images, double canonical_size,
           double canonical_level)
       : scales_(scales), count_(boxes.size(0)) {
-    check(boxes.dim() == 2 && boxes.size(1) == 5, "boxes: expected [K, 5] as (image, x1, y1, x2, y2)");
     constexpr auto type = std::is_same_v<A, double> ? ScalarType::Double : ScalarType::Float;
     boxes_ = torch::stable::contiguous(torch::stable::to(boxes, type));
     data_ = boxes_.template const_data_ptr<A>();
@@ -92,13 +92,6 @@ class Regions {
   const A* data_;
   std::vector<int64_t> image_, level_;
 };
-
-void check_pooling(const Pooling& pooling, const std::vector<double>& scales) {
-  check(pooling.height > 0 && pooling.width > 0, "output_size: expected positive sizes, got ", pooling.height, " x ",
-        pooling.width);
-  check(!scales.empty(), "features: expected at least one level");
-  for (const double scale : scales) check(scale > 0, "scales: expected positive numbers, got ", scale);
-}
 
 template <typename S>
 void forward(const std::vector<Tensor>& features, const Regions<accumulator_t<S>>& regions, const Pooling& pooling,
@@ -148,19 +141,10 @@ Tensor roi_align(const std::vector<Tensor>& features, const Tensor& boxes, int64
                  const std::vector<double>& scales, int64_t sampling_ratio, bool aligned, double canonical_size,
                  double canonical_level) {
   const Pooling pooling{pooled_height, pooled_width, sampling_ratio, aligned};
-  check_pooling(pooling, scales);
-  check(features.size() == scales.size(), "features: expected ", scales.size(), " levels, one for each stride, got ",
-        features.size());
-  check(boxes.is_cpu(), "boxes: expected on the CPU like the features");
+  check_pooling(pooled_height, pooled_width, scales);
+  check_features(features, boxes, scales);
   std::vector<Tensor> maps;
-  for (const Tensor& feature : features) {
-    check(feature.dim() == 4, "features: expected [N, C, H, W], got ", feature.dim(), " dimensions");
-    check(feature.is_cpu() && feature.scalar_type() == features[0].scalar_type() &&
-              feature.size(0) == features[0].size(0) && feature.size(1) == features[0].size(1),
-          "features: every level needs the same device, type, batch and channels");
-    check(feature.size(2) > 0 && feature.size(3) > 0, "features: expected maps that are not empty");
-    maps.push_back(with_inner_channels(feature));
-  }
+  for (const Tensor& feature : features) maps.push_back(with_inner_channels(feature));
   const Tensor& like = features[0];
   Tensor out = empty_in_layout(
       {boxes.size(0), like.size(1), pooled_height, pooled_width}, like.scalar_type(), like, is_channels_last(like));
@@ -274,14 +258,10 @@ void backward(const Tensor& grad, const Regions<accumulator_t<S>>& regions, cons
 std::vector<Tensor> roi_align_backward(
     const Tensor& grad, const Tensor& boxes, int64_t batch, const std::vector<int64_t>& heights,
     const std::vector<int64_t>& widths, const std::vector<bool>& channels_last, const std::vector<double>& scales,
-    int64_t sampling_ratio, bool aligned, double canonical_size, double canonical_level) {
-  check(grad.dim() == 4 && grad.size(0) == boxes.size(0), "grad: expected [K, C, ph, pw], one for each box");
-  check(boxes.is_cpu(), "boxes: expected on the CPU like grad");
+    int64_t sampling_ratio, bool aligned, double canonical_size, double canonical_level, bool /*deterministic: always*/) {
+  check_gradient(grad, boxes, batch, heights, widths, channels_last, scales);
   const size_t levels = scales.size();
-  check(heights.size() == levels && widths.size() == levels && channels_last.size() == levels,
-        "heights, widths, channels_last: expected ", levels, " numbers each, one for each scale");
   const Pooling pooling{grad.size(2), grad.size(3), sampling_ratio, aligned};
-  check_pooling(pooling, scales);
 
   const Tensor inner = with_inner_channels(grad);
   std::vector<Tensor> gradients;

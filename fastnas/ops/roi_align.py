@@ -131,7 +131,7 @@ class _RoIAlign(torch.autograd.Function):
         (boxes,) = ctx.saved_tensors
         _, _, *rest = ctx.pooling
         gradients = torch.ops.fastnas.roi_align_backward.default(
-            grad, boxes, ctx.batch, ctx.heights, ctx.widths, ctx.channels_last, *rest
+            grad, boxes, ctx.batch, ctx.heights, ctx.widths, ctx.channels_last, *rest, torch.are_deterministic_algorithms_enabled()
         )
         return None, None, *gradients
 
@@ -166,6 +166,7 @@ def _roi_align_backward_shapes(
     aligned: bool,
     canonical_size: float,
     canonical_level: float,
+    deterministic: bool,
 ) -> list[Tensor]:
     return [
         torch.empty((batch, grad.size(1), h, w), dtype=grad.dtype, device=grad.device, memory_format=layout(last))

@@ -275,7 +275,7 @@ def test_opcheck(layout):
     flags = [layout == torch.channels_last] * 4
     sizes = [list(side) for side in zip(*(level.shape[2:] for level in maps), strict=True)]
     gradient = features(9, 20, 7, 7, dtype=torch.float32, layout=layout)
-    torch.library.opcheck(torch.ops.fastnas.roi_align_backward.default, (gradient, boxes, 2, *sizes, flags, *pooling))
+    torch.library.opcheck(torch.ops.fastnas.roi_align_backward.default, (gradient, boxes, 2, *sizes, flags, *pooling, False))
 
 
 @pytest.mark.slow
