@@ -155,7 +155,7 @@ __global__ void __launch_bounds__(kRoiThreads, kOverflow ? 2 : 4) roi_align_forw
       Pack<S, kPack> rounded;
 #pragma unroll
       for (int j = 0; j < kPack; ++j) narrow(sum[j], rounded.value[j]);
-      store_pack<kPack>(result + static_cast<int64_t>(item) * kPack, rounded);
+      store_whole<kPack>(result + static_cast<int64_t>(item) * kPack, rounded);
     }
   }
 }

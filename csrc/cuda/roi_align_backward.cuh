@@ -40,7 +40,10 @@ __device__ __forceinline__ void add_to(float* to, const float (&sum)[kPack]) {
   if constexpr (kVectors) {
 #pragma unroll
     for (int j = 0; j < kPack; j += 4) {
-      atomicAdd(reinterpret_cast<float4*>(to + j), make_float4(sum[j], sum[j + 1], sum[j + 2], sum[j + 3]));
+      // atomicAdd(float4*) by its PTX: the value before the addition is not wanted, so nothing need come back.
+      asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to + j)),
+                   "f"(sum[j]), "f"(sum[j + 1]), "f"(sum[j + 2]), "f"(sum[j + 3])
+                   : "memory");
     }
   } else {
 #pragma unroll
@@ -176,7 +179,7 @@ __global__ void __launch_bounds__(kRoiThreads) narrow_sums(const __grid_constant
     } else {
       for (int j = 0; j < kPack; ++j) narrow(job.sums[at + j], rounded.value[j]);
     }
-    store_pack<kPack>(job.out[level] + at - (level > 0 ? job.end[level - 1] : 0), rounded);
+    store_whole<kPack>(job.out[level] + at - (level > 0 ? job.end[level - 1] : 0), rounded);
   }
 }
 

@@ -164,7 +164,7 @@ __global__ void __launch_bounds__(kRoiThreads, 2) roi_align_gather(
     Pack<S, kPack> rounded;
 #pragma unroll
     for (int j = 0; j < kPack; ++j) narrow(sum[i][j], rounded.value[j]);
-    store_pack<kPack>(image + y * level.row_stride + x * level.col_stride, rounded);
+    store_whole<kPack>(image + y * level.row_stride + x * level.col_stride, rounded);
   }
 }
 

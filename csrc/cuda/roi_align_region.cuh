@@ -4,6 +4,7 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <cstring>
 
 #include "../geometry.h"
 #include "vector.cuh"
@@ -104,6 +105,18 @@ __device__ __forceinline__ CellBins fill_cell(
     weights[bin] = weight * factor;
   }
   return found;
+}
+
+// `store_pack` of 16 bytes that stays whole: nvcc may split an ordinary store of computed elements into one store for each.
+template <int kPack, typename S>
+__device__ __forceinline__ void store_whole(S* __restrict__ to, const Pack<S, kPack>& pack) {
+  if constexpr (sizeof(pack) == sizeof(uint4)) {
+    uint4 bits;
+    memcpy(&bits, &pack, sizeof(bits));
+    __stwb(reinterpret_cast<uint4*>(to), bits);
+  } else {
+    store_pack<kPack>(to, pack);
+  }
 }
 
 // Blocks of `groups` each, as many as a grid holds; the kernels step through the rest.
