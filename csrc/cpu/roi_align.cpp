@@ -223,7 +223,7 @@ void backward(const Tensor& grad, const Regions<accumulator_t<S>>& regions, cons
   const S* grads = static_cast<const S*>(grad.const_data_ptr());
   torch::stable::parallel_for(0, images * blocks, 1, [&](int64_t first, int64_t last) {
     AxisTaps<A> rows, cols;
-    std::vector<A> scaled(block), buffer;
+    std::vector<A> buffer;
     for (int64_t task = first; task < last; ++task) {
       const int64_t image = task / blocks, begin = task % blocks * block;
       const int64_t count = std::min(block, channels - begin);
@@ -243,7 +243,6 @@ void backward(const Tensor& grad, const Regions<accumulator_t<S>>& regions, cons
           job.cols = &cols;
           job.pooled_height = pooling.height;
           job.pooled_width = pooling.width;
-          job.scaled = scaled.data();
           job.image = sums.sums();
           job.row_stride = sums.row_stride();
           job.col_stride = sums.col_stride();

@@ -5,6 +5,14 @@ Every function takes tensors of one device; `build_info()` tells what was built,
 
 from fastnas.ops._library import build_info
 from fastnas.ops.nms import batched_nms, nms
-from fastnas.ops.roi_align import multiscale_roi_align, roi_align
+from fastnas.ops.roi_align import MultiscaleRoIAlign, RoIAlign, multiscale_roi_align, roi_align
 
-__all__ = ["batched_nms", "build_info", "multiscale_roi_align", "nms", "roi_align"]
+__all__ = [
+    "MultiscaleRoIAlign",
+    "RoIAlign",
+    "batched_nms",
+    "build_info",
+    "multiscale_roi_align",
+    "nms",
+    "roi_align",
+]
