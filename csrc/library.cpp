@@ -15,9 +15,11 @@ STABLE_TORCH_LIBRARY(fastnas, m) {
       "int sampling_ratio, bool aligned, float canonical_size, float canonical_level) -> Tensor");
 
   // grad [K, C, ph, pw] -> one [batch, C, heights[l], widths[l]] per level, channels-last where channels_last[l] is set.
+  // deterministic: the same bits every time, without atomics; the CPU always does so.
   m.def(
       "roi_align_backward(Tensor grad, Tensor boxes, int batch, int[] heights, int[] widths, bool[] channels_last, "
-      "float[] scales, int sampling_ratio, bool aligned, float canonical_size, float canonical_level) -> Tensor[]");
+      "float[] scales, int sampling_ratio, bool aligned, float canonical_size, float canonical_level, "
+      "bool deterministic) -> Tensor[]");
 
   // inputs: two or three [N, C, h, w] of the node's size [H, W] or one level from it, weights [inputs] (method "sum": none)
   // -> [N, C, H, W]. method: fast, softmax, sum; activation: none, relu, silu; padding of the pooling: same, symmetric.
