@@ -7,11 +7,10 @@
 #include <tuple>
 #include <vector>
 
+#include "group_norm_shape.h"
 #include "tensor.h"
 
 namespace fastnas {
-
-enum class Activation : int64_t { kNone = 0, kRelu = 1, kSilu = 2 };
 
 inline Activation activation_named(const std::string& name) {
   if (name == "relu") return Activation::kRelu;
@@ -19,15 +18,6 @@ inline Activation activation_named(const std::string& name) {
   check(name == "none", "activation: expected none, relu or silu, got ", name);
   return Activation::kNone;
 }
-
-// x seen as [N, C, P]: P pixels, channels in equal groups.
-struct GroupShape {
-  int64_t images, channels, pixels, groups;
-  bool channels_last;  // the layout in which all maps of the call are read and written
-
-  int64_t per_group() const { return channels / groups; }
-  bool empty() const { return images == 0 || channels == 0 || pixels == 0; }
-};
 
 inline GroupShape group_shape(const Tensor& input, int64_t groups) {
   check(input.dim() == 4, "input: expected [N, C, H, W], got ", shape_text(input));
@@ -52,13 +42,6 @@ inline void check_per_channel(const std::optional<Tensor>& values, const char* n
   check_floating(*values, name);
   check(same_device(*values, input), name, ": expected on the device of input");
 }
-
-// Elements between neighbouring images, channels and pixels of a map that is one run of pixels.
-template <typename T>
-struct MapView {
-  T* data = nullptr;
-  int64_t image = 0, channel = 0, pixel = 0;
-};
 
 inline int64_t pixel_stride(const Tensor& map) {
   return map.size(3) > 1 ? map.stride(3) : map.size(2) > 1 ? map.stride(2) : 1;

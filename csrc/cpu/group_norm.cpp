@@ -1,8 +1,8 @@
 // act(GroupNorm(x) * weight + bias + residual) on the CPU (Group Normalization, Wu & He 2018), forward.
 //
-// x is read twice and the result written once; group_norm_plan.h keeps the second reading in the cache where it fits. Means
-// and variances are those of an exact two-pass computation to a few roundings of fp32 (see moments_body); they are saved in
-// fp32 (fp64 for fp64), all that the backward pass needs beside x.
+// x is read twice, the second time from a cache where it fits, and the result is written once. Means and variances are those of
+// an exact two-pass computation to a few roundings of fp32 (see moments_body); they are saved in fp32 (fp64 for fp64), all that
+// the backward pass needs beside x.
 #include <torch/csrc/stable/library.h>
 
 #include <cmath>
@@ -58,7 +58,7 @@ void forward(const GroupShape& shape, const Maps<S, R>& maps, const std::vector<
              std::vector<accumulator_t<S>> bias, double eps, Activation activation, accumulator_t<S>* means,
              accumulator_t<S>* rstds) {
   using A = accumulator_t<S>;
-  const GroupPlan plan(shape, sizeof(S) + (maps.residual.data ? sizeof(R) : 0));
+  const GroupPlan plan(shape);
   const int64_t channels = shape.channels, per_group = shape.per_group();
   ChannelParameters<A> parameters(shape, false);
   parameters.offset = std::move(bias);

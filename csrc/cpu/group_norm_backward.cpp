@@ -52,7 +52,7 @@ void backward(const GroupShape& shape, const Maps<S, R>& maps, const std::vector
               std::vector<accumulator_t<S>> bias, Activation activation, const accumulator_t<S>* means,
               const accumulator_t<S>* rstds, WantedGradients wanted, accumulator_t<S>* weight_grad, accumulator_t<S>* bias_grad) {
   using A = accumulator_t<S>;
-  const GroupPlan plan(shape, 2 * sizeof(S) + (maps.residual.data ? sizeof(R) : 0));
+  const GroupPlan plan(shape);
   const int64_t channels = shape.channels, per_group = shape.per_group();
   ChannelParameters<A> parameters(shape, true);
   parameters.offset = std::move(bias);

@@ -7,7 +7,7 @@
 #include <type_traits>
 #include <vector>
 
-#include "../tensor.h"
+#include "../group_norm.h"
 #include "group_norm_plan.h"
 #include "storage.h"
 

@@ -6,7 +6,7 @@
 
 #include <cstdint>
 
-#include "../group_norm.h"
+#include "../group_norm_shape.h"
 #include "vector.h"
 
 namespace fastnas {
@@ -36,11 +36,7 @@ FASTNAS_INLINE A activation_gradient(A grad, A z) {
 // dx = scale * dz - lift - slope * (x - mean).
 template <typename A>
 struct Columns {
-  const A* __restrict mean;
-  const A* __restrict scale;
-  const A* __restrict offset;
-  const A* __restrict lift;
-  const A* __restrict slope;
+  const A *mean, *scale, *offset, *lift, *slope;
 };
 
 // S: type of x, grad and the results; R: type of the residual and its gradient; strides in elements between rows.
@@ -61,8 +57,8 @@ struct NormJob {
   R* residual_grad;  // or null
   int64_t residual_grad_stride;
   A* tile;  // scratch of 3 * cols
-  double* __restrict first_sum;   // [cols]: means, or sums of dz * (x - mean)
-  double* __restrict second_sum;  // [cols]: sums of squared deviations, or of dz
+  double* first_sum;   // [cols]: means, or sums of dz * (x - mean)
+  double* second_sum;  // [cols]: sums of squared deviations, or of dz
 };
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -82,6 +78,7 @@ FASTNAS_INLINE void moments_body(const NormJob<S, R>& job) {
   for (int64_t begin = 0; begin < job.rows; begin += kTileRows) {
     const int64_t rows = job.rows - begin < kTileRows ? job.rows - begin : kTileRows;
     const S* __restrict x = job.x + begin * job.x_stride;
+    FASTNAS_INDEPENDENT
     for (int64_t c = 0; c < cols; ++c) {
       first[c] = widen(x[c]);
       sum[c] = square[c] = A(0);
@@ -92,6 +89,7 @@ FASTNAS_INLINE void moments_body(const NormJob<S, R>& job) {
       const S* __restrict x1 = x0 + job.x_stride;
       const S* __restrict x2 = x1 + job.x_stride;
       const S* __restrict x3 = x2 + job.x_stride;
+      FASTNAS_INDEPENDENT
       for (int64_t c = 0; c < cols; ++c) {
         const A d0 = widen(x0[c]) - first[c], d1 = widen(x1[c]) - first[c];
         const A d2 = widen(x2[c]) - first[c], d3 = widen(x3[c]) - first[c];
@@ -101,6 +99,7 @@ FASTNAS_INLINE void moments_body(const NormJob<S, R>& job) {
     }
     for (; r < rows; ++r) {
       const S* __restrict row = x + r * job.x_stride;
+      FASTNAS_INDEPENDENT
       for (int64_t c = 0; c < cols; ++c) {
         const A d = widen(row[c]) - first[c];
         sum[c] += d;
@@ -109,6 +108,7 @@ FASTNAS_INLINE void moments_body(const NormJob<S, R>& job) {
     }
     // In double, so that squares beyond the range of float give an infinite variance and not NaN.
     const double n = static_cast<double>(rows), before = static_cast<double>(begin), share = n / (before + n);
+    FASTNAS_INDEPENDENT
     for (int64_t c = 0; c < cols; ++c) {
       const double s = sum[c], shift = s / n;
       double own = square[c] - s * shift;
@@ -126,13 +126,17 @@ FASTNAS_INLINE void moments_body(const NormJob<S, R>& job) {
 template <Activation kAct, bool kResidual, typename S, typename R>
 FASTNAS_INLINE void apply_rows(const NormJob<S, R>& job) {
   using A = accumulator_t<S>;
-  const Columns<A> columns = job.columns;
+  const A* __restrict mean = job.columns.mean;
+  const A* __restrict scale = job.columns.scale;
+  const A* __restrict offset = job.columns.offset;
+  const int64_t cols = job.cols;
   for (int64_t r = 0; r < job.rows; ++r) {
     const S* __restrict x = job.x + r * job.x_stride;
     const R* __restrict residual = kResidual ? job.residual + r * job.residual_stride : nullptr;
     S* __restrict out = job.out + r * job.out_stride;
-    for (int64_t c = 0; c < job.cols; ++c) {
-      A z = (widen(x[c]) - columns.mean[c]) * columns.scale[c] + columns.offset[c];
+    FASTNAS_INDEPENDENT
+    for (int64_t c = 0; c < cols; ++c) {
+      A z = (widen(x[c]) - mean[c]) * scale[c] + offset[c];
       if (kResidual) z += static_cast<A>(widen(residual[c]));
       narrow(activate<kAct>(z), out[c]);
     }
@@ -145,26 +149,31 @@ FASTNAS_INLINE void apply_rows(const NormJob<S, R>& job) {
 template <Activation kAct, bool kResidual, typename S, typename R>
 FASTNAS_INLINE void gradient_sum_rows(const NormJob<S, R>& job) {
   using A = accumulator_t<S>;
-  const Columns<A> columns = job.columns;
+  const A* __restrict mean = job.columns.mean;
+  const A* __restrict scale = job.columns.scale;
+  const A* __restrict offset = job.columns.offset;
   const int64_t cols = job.cols;
   A* __restrict along = job.tile;
   A* __restrict plain = job.tile + cols;
   for (int64_t begin = 0; begin < job.rows; begin += kTileRows) {
     const int64_t end = job.rows - begin < kTileRows ? job.rows : begin + kTileRows;
+    FASTNAS_INDEPENDENT
     for (int64_t c = 0; c < 2 * cols; ++c) job.tile[c] = A(0);
     for (int64_t r = begin; r < end; ++r) {
       const S* __restrict x = job.x + r * job.x_stride;
       const S* __restrict grad = job.grad + r * job.grad_stride;
       const R* __restrict residual = kResidual ? job.residual + r * job.residual_stride : nullptr;
+      FASTNAS_INDEPENDENT
       for (int64_t c = 0; c < cols; ++c) {
-        const A centred = widen(x[c]) - columns.mean[c];
-        A z = centred * columns.scale[c] + columns.offset[c];
+        const A centred = widen(x[c]) - mean[c];
+        A z = centred * scale[c] + offset[c];
         if (kResidual) z += static_cast<A>(widen(residual[c]));
         const A dz = activation_gradient<kAct>(static_cast<A>(widen(grad[c])), z);
         along[c] += dz * centred;
         plain[c] += dz;
       }
     }
+    FASTNAS_INDEPENDENT
     for (int64_t c = 0; c < cols; ++c) {
       job.first_sum[c] += along[c];
       job.second_sum[c] += plain[c];
@@ -178,19 +187,25 @@ FASTNAS_INLINE void gradient_sum_rows(const NormJob<S, R>& job) {
 template <Activation kAct, bool kResidual, bool kInput, bool kResidualGrad, typename S, typename R>
 FASTNAS_INLINE void gradient_rows(const NormJob<S, R>& job) {
   using A = accumulator_t<S>;
-  const Columns<A> columns = job.columns;
+  const A* __restrict mean = job.columns.mean;
+  const A* __restrict scale = job.columns.scale;
+  const A* __restrict offset = job.columns.offset;
+  const A* __restrict lift = job.columns.lift;
+  const A* __restrict slope = job.columns.slope;
+  const int64_t cols = job.cols;
   for (int64_t r = 0; r < job.rows; ++r) {
     const S* __restrict x = job.x + r * job.x_stride;
     const S* __restrict grad = job.grad + r * job.grad_stride;
     const R* __restrict residual = kResidual ? job.residual + r * job.residual_stride : nullptr;
     S* __restrict out = kInput ? job.out + r * job.out_stride : nullptr;
     R* __restrict residual_grad = kResidualGrad ? job.residual_grad + r * job.residual_grad_stride : nullptr;
-    for (int64_t c = 0; c < job.cols; ++c) {
-      const A centred = widen(x[c]) - columns.mean[c];
-      A z = centred * columns.scale[c] + columns.offset[c];
+    FASTNAS_INDEPENDENT
+    for (int64_t c = 0; c < cols; ++c) {
+      const A centred = widen(x[c]) - mean[c];
+      A z = centred * scale[c] + offset[c];
       if (kResidual) z += static_cast<A>(widen(residual[c]));
       const A dz = activation_gradient<kAct>(static_cast<A>(widen(grad[c])), z);
-      if (kInput) narrow(columns.scale[c] * dz - (columns.lift[c] + columns.slope[c] * centred), out[c]);
+      if (kInput) narrow(scale[c] * dz - (lift[c] + slope[c] * centred), out[c]);
       if (kResidualGrad) narrow(dz, residual_grad[c]);
     }
   }
