@@ -45,10 +45,7 @@ struct Moments {
     Moments result;
     result.count = each * static_cast<double>(sets);
     result.mean = total(means, sets) / static_cast<double>(sets);
-    result.deviation = total(deviations, sets);
-    for (int64_t i = 0; i < sets; ++i) {
-      result.deviation += each * ((means[i] - result.mean) * (means[i] - result.mean));
-    }
+    result.deviation = total(deviations, sets) + each * total_square(means, result.mean, sets);
     return result;
   }
 };
@@ -67,8 +64,7 @@ void forward(const GroupShape& shape, const Maps<S, R>& maps, const std::vector<
     return channel_moments.data() + (region.image * plan.slices() + region.slice) * 2 * channels + region.channel;
   };
 
-  const auto sum = [&](const Region& region) {
-    Scratch<A> scratch(plan, parameters);
+  const auto sum = [&](const Region& region, Scratch<A>& scratch) {
     Moments plane;
     each_block(shape.channels_last, region, [&](int64_t rows, int64_t cols, int64_t offset) {
       NormJob<S, R> job = maps.job(shape, region, rows, cols, offset, activation);
@@ -104,8 +100,7 @@ void forward(const GroupShape& shape, const Maps<S, R>& maps, const std::vector<
     }
   };
 
-  const auto result = [&](const Region& region) {
-    Scratch<A> scratch(plan, parameters);
+  const auto result = [&](const Region& region, Scratch<A>& scratch) {
     const Columns<A> columns = scratch.columns(region);
     each_block(shape.channels_last, region, [&](int64_t rows, int64_t cols, int64_t offset) {
       NormJob<S, R> job = maps.job(shape, region, rows, cols, offset, activation);
@@ -114,7 +109,8 @@ void forward(const GroupShape& shape, const Maps<S, R>& maps, const std::vector<
     });
   };
 
-  plan.run(true, sum, settle, result);
+  const auto make_scratch = [&] { return Scratch<A>(plan, parameters); };
+  plan.run(true, make_scratch, sum, settle, result);
 }
 
 std::tuple<Tensor, Tensor, Tensor> group_norm_act(

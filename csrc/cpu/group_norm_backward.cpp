@@ -65,9 +65,8 @@ void backward(const GroupShape& shape, const Maps<S, R>& maps, const std::vector
     return channel_sums.data() + (region.image * plan.slices() + region.slice) * 2 * channels + region.channel;
   };
 
-  const auto sum = [&](const Region& region) {
+  const auto sum = [&](const Region& region, Scratch<A>& scratch) {
     if (!wanted.sums()) return;
-    Scratch<A> scratch(plan, parameters);
     const Columns<A> columns = scratch.columns(region);
     each_block(shape.channels_last, region, [&](int64_t rows, int64_t cols, int64_t offset) {
       NormJob<S, R> job = maps.job(shape, region, rows, cols, offset, activation);
@@ -110,8 +109,7 @@ void backward(const GroupShape& shape, const Maps<S, R>& maps, const std::vector
     }
   };
 
-  const auto result = [&](const Region& region) {
-    Scratch<A> scratch(plan, parameters);
+  const auto result = [&](const Region& region, Scratch<A>& scratch) {
     const Columns<A> columns = scratch.columns(region);
     each_block(shape.channels_last, region, [&](int64_t rows, int64_t cols, int64_t offset) {
       NormJob<S, R> job = maps.job(shape, region, rows, cols, offset, activation);
@@ -120,7 +118,8 @@ void backward(const GroupShape& shape, const Maps<S, R>& maps, const std::vector
     });
   };
 
-  plan.run(wanted.input || wanted.residual, sum, settle, result);
+  const auto make_scratch = [&] { return Scratch<A>(plan, parameters); };
+  plan.run(wanted.input || wanted.residual, make_scratch, sum, settle, result);
 
   for (int64_t c = 0; c < channels; ++c) {
     double along = 0, plain = 0;

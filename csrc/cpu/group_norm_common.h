@@ -13,15 +13,23 @@
 
 namespace fastnas {
 
-// The sum of n values, in an order that vectorises. (Not inlined: where n is known, GCC 12 warns of a loop that it made up.)
-__attribute__((noinline)) inline double total(const double* values, int64_t n) {
+// The sum of f(i) for i in 0..n, in an order that vectorises.
+template <typename F>
+FASTNAS_INLINE double sum_over(int64_t n, F f) {
   double lanes[8] = {};
   const int64_t full = n / 8 * 8;
   for (int64_t i = 0; i < full; i += 8) {
-    for (int64_t j = 0; j < 8; ++j) lanes[j] += values[i + j];
+    for (int64_t j = 0; j < 8; ++j) lanes[j] += f(i + j);
   }
-  for (int64_t i = full; i < n; ++i) lanes[i - full] += values[i];
+  for (int64_t i = full; i < n; ++i) lanes[i - full] += f(i);
   return ((lanes[0] + lanes[1]) + (lanes[2] + lanes[3])) + ((lanes[4] + lanes[5]) + (lanes[6] + lanes[7]));
+}
+// Not inlined: where n is known, GCC 12 warns of a loop that it made up.
+__attribute__((noinline)) inline double total(const double* values, int64_t n) {
+  return sum_over(n, [=](int64_t i) { return values[i]; });
+}
+__attribute__((noinline)) inline double total_square(const double* values, double from, int64_t n) {
+  return sum_over(n, [=](int64_t i) { return (values[i] - from) * (values[i] - from); });
 }
 
 // weight or bias as [C] of the type that sums are made in.

@@ -12,6 +12,7 @@
 namespace fastnas {
 
 constexpr int64_t kLanes = 128;    // columns of a folded plane
+constexpr int kRowsAtOnce = 4;     // so that the parameters of a column are loaded once for so many rows
 constexpr int64_t kTileRows = 64;  // rows that are summed in the type of the elements' sums before they join the double ones
 
 // act(z); both comparisons let NaN through, as torch does.
@@ -56,15 +57,15 @@ struct NormJob {
   int64_t out_stride;
   R* residual_grad;  // or null
   int64_t residual_grad_stride;
-  A* tile;  // scratch of 3 * cols
+  A* tile;             // scratch of 3 * cols
   double* first_sum;   // [cols]: means, or sums of dz * (x - mean)
   double* second_sum;  // [cols]: sums of squared deviations, or of dz
 };
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Mean and sum of squared deviations per column, into sums that start at zero. Each tile is summed as distances from its first row, which bounds the loss by
-// cancellation to kTileRows roundings whatever the mean is (one far element costs the tile's sum d^2 * 64 roundings and adds
-// d^2 to the true value); tiles are joined by the formula of Chan et al. 1979.
+// Mean and sum of squared deviations per column, into sums that start at zero. Each tile is summed as distances from its first
+// row, which bounds the loss by cancellation to kTileRows roundings whatever the mean is (one far element costs the tile's sum
+// d^2 * 64 roundings and adds d^2 to the true value); tiles are joined by the formula of Chan et al. 1979.
 
 template <typename S, typename R>
 FASTNAS_INLINE void moments_body(const NormJob<S, R>& job) {
@@ -121,94 +122,127 @@ FASTNAS_INLINE void moments_body(const NormJob<S, R>& job) {
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// out = act(z)
+// The forward pass. Rows are taken kRowsAtOnce at a time, what is left one by one.
 
-template <Activation kAct, bool kResidual, typename S, typename R>
-FASTNAS_INLINE void apply_rows(const NormJob<S, R>& job) {
+#define FASTNAS_EACH_ROW _Pragma("GCC unroll 4") for (int k = 0; k < kRows; ++k)
+
+template <int kRows, Activation kAct, bool kResidual, typename S, typename R>
+FASTNAS_INLINE void apply_block(const NormJob<S, R>& job, int64_t row) {
   using A = accumulator_t<S>;
   const A* __restrict mean = job.columns.mean;
   const A* __restrict scale = job.columns.scale;
   const A* __restrict offset = job.columns.offset;
-  const int64_t cols = job.cols;
-  for (int64_t r = 0; r < job.rows; ++r) {
-    const S* __restrict x = job.x + r * job.x_stride;
-    const R* __restrict residual = kResidual ? job.residual + r * job.residual_stride : nullptr;
-    S* __restrict out = job.out + r * job.out_stride;
-    FASTNAS_INDEPENDENT
-    for (int64_t c = 0; c < cols; ++c) {
-      A z = (widen(x[c]) - mean[c]) * scale[c] + offset[c];
-      if (kResidual) z += static_cast<A>(widen(residual[c]));
-      narrow(activate<kAct>(z), out[c]);
+  const int64_t cols = job.cols, xs = job.x_stride, rs = job.residual_stride, os = job.out_stride;
+  const S* __restrict x = job.x + row * xs;
+  const R* __restrict residual = kResidual ? job.residual + row * rs : nullptr;
+  S* __restrict out = job.out + row * os;
+  FASTNAS_INDEPENDENT
+  for (int64_t c = 0; c < cols; ++c) {
+    const A m = mean[c], s = scale[c], o = offset[c];
+    FASTNAS_EACH_ROW {
+      A z = (widen(x[k * xs + c]) - m) * s + o;
+      if (kResidual) z += static_cast<A>(widen(residual[k * rs + c]));
+      narrow(activate<kAct>(z), out[k * os + c]);
     }
   }
 }
 
-// ---------------------------------------------------------------------------------------------------------------------
-// first_sum += dz * (x - mean), second_sum += dz, per column
-
+// out = act(z)
 template <Activation kAct, bool kResidual, typename S, typename R>
-FASTNAS_INLINE void gradient_sum_rows(const NormJob<S, R>& job) {
+FASTNAS_INLINE void apply_rows(const NormJob<S, R>& job) {
+  int64_t r = 0;
+  for (; r + kRowsAtOnce <= job.rows; r += kRowsAtOnce) apply_block<kRowsAtOnce, kAct, kResidual>(job, r);
+  for (; r < job.rows; ++r) apply_block<1, kAct, kResidual>(job, r);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The backward pass
+
+template <int kRows, Activation kAct, bool kResidual, typename S, typename R>
+FASTNAS_INLINE void gradient_sum_block(const NormJob<S, R>& job, int64_t row) {
   using A = accumulator_t<S>;
   const A* __restrict mean = job.columns.mean;
   const A* __restrict scale = job.columns.scale;
   const A* __restrict offset = job.columns.offset;
-  const int64_t cols = job.cols;
+  const int64_t cols = job.cols, xs = job.x_stride, rs = job.residual_stride, gs = job.grad_stride;
+  const S* __restrict x = job.x + row * xs;
+  const S* __restrict grad = job.grad + row * gs;
+  const R* __restrict residual = kResidual ? job.residual + row * rs : nullptr;
   A* __restrict along = job.tile;
   A* __restrict plain = job.tile + cols;
+  FASTNAS_INDEPENDENT
+  for (int64_t c = 0; c < cols; ++c) {
+    const A m = mean[c], s = scale[c], o = offset[c];
+    A sum_along = along[c], sum_plain = plain[c];
+    FASTNAS_EACH_ROW {
+      const A centred = widen(x[k * xs + c]) - m;
+      A z = centred * s + o;
+      if (kResidual) z += static_cast<A>(widen(residual[k * rs + c]));
+      const A dz = activation_gradient<kAct>(static_cast<A>(widen(grad[k * gs + c])), z);
+      sum_along += dz * centred;
+      sum_plain += dz;
+    }
+    along[c] = sum_along;
+    plain[c] = sum_plain;
+  }
+}
+
+// first_sum += dz * (x - mean), second_sum += dz, per column
+template <Activation kAct, bool kResidual, typename S, typename R>
+FASTNAS_INLINE void gradient_sum_rows(const NormJob<S, R>& job) {
+  const int64_t cols = job.cols;
   for (int64_t begin = 0; begin < job.rows; begin += kTileRows) {
     const int64_t end = job.rows - begin < kTileRows ? job.rows : begin + kTileRows;
     FASTNAS_INDEPENDENT
-    for (int64_t c = 0; c < 2 * cols; ++c) job.tile[c] = A(0);
-    for (int64_t r = begin; r < end; ++r) {
-      const S* __restrict x = job.x + r * job.x_stride;
-      const S* __restrict grad = job.grad + r * job.grad_stride;
-      const R* __restrict residual = kResidual ? job.residual + r * job.residual_stride : nullptr;
-      FASTNAS_INDEPENDENT
-      for (int64_t c = 0; c < cols; ++c) {
-        const A centred = widen(x[c]) - mean[c];
-        A z = centred * scale[c] + offset[c];
-        if (kResidual) z += static_cast<A>(widen(residual[c]));
-        const A dz = activation_gradient<kAct>(static_cast<A>(widen(grad[c])), z);
-        along[c] += dz * centred;
-        plain[c] += dz;
-      }
-    }
+    for (int64_t c = 0; c < 2 * cols; ++c) job.tile[c] = 0;
+    int64_t r = begin;
+    for (; r + kRowsAtOnce <= end; r += kRowsAtOnce) gradient_sum_block<kRowsAtOnce, kAct, kResidual>(job, r);
+    for (; r < end; ++r) gradient_sum_block<1, kAct, kResidual>(job, r);
     FASTNAS_INDEPENDENT
     for (int64_t c = 0; c < cols; ++c) {
-      job.first_sum[c] += along[c];
-      job.second_sum[c] += plain[c];
+      job.first_sum[c] += job.tile[c];
+      job.second_sum[c] += job.tile[cols + c];
     }
   }
 }
 
-// ---------------------------------------------------------------------------------------------------------------------
-// dx = scale * dz - lift - slope * (x - mean), dresidual = dz
-
-template <Activation kAct, bool kResidual, bool kInput, bool kResidualGrad, typename S, typename R>
-FASTNAS_INLINE void gradient_rows(const NormJob<S, R>& job) {
+template <int kRows, Activation kAct, bool kResidual, bool kInput, bool kResidualGrad, typename S, typename R>
+FASTNAS_INLINE void gradient_block(const NormJob<S, R>& job, int64_t row) {
   using A = accumulator_t<S>;
   const A* __restrict mean = job.columns.mean;
   const A* __restrict scale = job.columns.scale;
   const A* __restrict offset = job.columns.offset;
   const A* __restrict lift = job.columns.lift;
   const A* __restrict slope = job.columns.slope;
-  const int64_t cols = job.cols;
-  for (int64_t r = 0; r < job.rows; ++r) {
-    const S* __restrict x = job.x + r * job.x_stride;
-    const S* __restrict grad = job.grad + r * job.grad_stride;
-    const R* __restrict residual = kResidual ? job.residual + r * job.residual_stride : nullptr;
-    S* __restrict out = kInput ? job.out + r * job.out_stride : nullptr;
-    R* __restrict residual_grad = kResidualGrad ? job.residual_grad + r * job.residual_grad_stride : nullptr;
-    FASTNAS_INDEPENDENT
-    for (int64_t c = 0; c < cols; ++c) {
-      const A centred = widen(x[c]) - mean[c];
-      A z = centred * scale[c] + offset[c];
-      if (kResidual) z += static_cast<A>(widen(residual[c]));
-      const A dz = activation_gradient<kAct>(static_cast<A>(widen(grad[c])), z);
-      if (kInput) narrow(scale[c] * dz - (lift[c] + slope[c] * centred), out[c]);
-      if (kResidualGrad) narrow(dz, residual_grad[c]);
+  const int64_t cols = job.cols, xs = job.x_stride, rs = job.residual_stride, gs = job.grad_stride;
+  const int64_t os = job.out_stride, ds = job.residual_grad_stride;
+  const S* __restrict x = job.x + row * xs;
+  const S* __restrict grad = job.grad + row * gs;
+  const R* __restrict residual = kResidual ? job.residual + row * rs : nullptr;
+  S* __restrict out = kInput ? job.out + row * os : nullptr;
+  R* __restrict residual_grad = kResidualGrad ? job.residual_grad + row * ds : nullptr;
+  FASTNAS_INDEPENDENT
+  for (int64_t c = 0; c < cols; ++c) {
+    const A m = mean[c], s = scale[c], o = offset[c], l = lift[c], p = slope[c];
+    FASTNAS_EACH_ROW {
+      const A centred = widen(x[k * xs + c]) - m;
+      A z = centred * s + o;
+      if (kResidual) z += static_cast<A>(widen(residual[k * rs + c]));
+      const A dz = activation_gradient<kAct>(static_cast<A>(widen(grad[k * gs + c])), z);
+      if (kInput) narrow(s * dz - (l + p * centred), out[k * os + c]);
+      if (kResidualGrad) narrow(dz, residual_grad[k * ds + c]);
     }
   }
+}
+
+// dx = scale * dz - lift - slope * (x - mean), dresidual = dz
+template <Activation kAct, bool kResidual, bool kInput, bool kResidualGrad, typename S, typename R>
+FASTNAS_INLINE void gradient_rows(const NormJob<S, R>& job) {
+  int64_t r = 0;
+  for (; r + kRowsAtOnce <= job.rows; r += kRowsAtOnce) {
+    gradient_block<kRowsAtOnce, kAct, kResidual, kInput, kResidualGrad>(job, r);
+  }
+  for (; r < job.rows; ++r) gradient_block<1, kAct, kResidual, kInput, kResidualGrad>(job, r);
 }
 
 }  // namespace fastnas

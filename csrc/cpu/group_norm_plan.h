@@ -53,25 +53,28 @@ class GroupPlan {
     return {task / bundles(), task % bundles() * bundle_, bundle_, 0, shape_.pixels, 0};
   }
 
-  // sum(region) for all units of a task, settle(whole), result(region) for all units. Results of a task may be left out.
-  template <typename Sum, typename Settle, typename Result>
-  void run(bool results, const Sum& sum, const Settle& settle, const Result& result) const {
+  // sum(region, scratch) for all units of a task, settle(whole), result(region, scratch) for all units. Results may be left out.
+  // make_scratch() makes the working memory of a thread.
+  template <typename MakeScratch, typename Sum, typename Settle, typename Result>
+  void run(bool results, const MakeScratch& make_scratch, const Sum& sum, const Settle& settle, const Result& result) const {
     const int64_t elements = shape_.images * shape_.channels * shape_.pixels;
     const int64_t threads = std::min<int64_t>(torch::stable::get_num_threads(), elements / kUnitElements + 1);
     const int64_t all = tasks();
     if (all >= threads) {
       torch::stable::parallel_for(0, all, std::max<int64_t>(1, all / threads), [&](int64_t first, int64_t last) {
+        auto scratch = make_scratch();
         for (int64_t task = first; task < last; ++task) {
-          for (int64_t unit = 0; unit < units(); ++unit) sum(region(task, unit));
+          for (int64_t unit = 0; unit < units(); ++unit) sum(region(task, unit), scratch);
           settle(whole(task));
-          for (int64_t unit = results ? units() : 0; unit-- > 0;) result(region(task, unit));
+          for (int64_t unit = results ? units() : 0; unit-- > 0;) result(region(task, unit), scratch);
         }
       });
       return;
     }
     const auto each_unit = [&](const auto& body) {
       torch::stable::parallel_for(0, all * units(), 1, [&](int64_t first, int64_t last) {
-        for (int64_t i = first; i < last; ++i) body(region(i / units(), i % units()));
+        auto scratch = make_scratch();
+        for (int64_t i = first; i < last; ++i) body(region(i / units(), i % units()), scratch);
       });
     };
     each_unit(sum);

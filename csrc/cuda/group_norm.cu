@@ -50,7 +50,7 @@ std::tuple<Tensor, Tensor, Tensor> group_norm_act(
     call.eps = static_cast<float>(eps);
     call.mean = mean.mutable_data_ptr<float>();
     call.rstd = rstd.mutable_data_ptr<float>();
-    const int pack = choose_cut(call, 1, cuda::kBatchForward, true);
+    const int pack = choose_cut(call, 1, cuda::kBatchShared, true);
     const int64_t partial_count = call.cut.resident ? 0 : shape.images * call.cut.slices * 2 * shape.channels;
     Tensor partials = torch::stable::new_empty(input, {partial_count}, ScalarType::Float);
     if (partial_count > 0) call.partials = partials.mutable_data_ptr<float>();

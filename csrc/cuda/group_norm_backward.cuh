@@ -15,8 +15,7 @@ namespace fastnas::cuda {
 
 template <typename S, int kPack>
 struct GradientPacks {
-  Pack<S, kPack> x, grad;
-  float residual[kPack];
+  Pack<S, kPack> x, grad, residual;
 };
 
 template <typename S, bool kLast, int kPack>
@@ -27,8 +26,21 @@ __device__ __forceinline__ GradientPacks<S, kPack> load_gradient_packs(
               : load_pack<kPack>(tile_address(call.x, tile, at.channel, at.pixel));
   packs.grad = grad ? load_pack<kPack>(grad + slot<kLast>(tile, call.cut, at))
                     : load_pack<kPack>(tile_address(call.grad, tile, at.channel, at.pixel));
-  if (call.has_residual()) load_residual<kPack>(call, tile, at, packs.residual);
+  fetch_residual<kPack>(call, tile, at, packs.residual);
   return packs;
+}
+
+// z = (x - mean) * scale + offset + residual
+template <typename S, bool kLast, int kPack>
+__device__ __forceinline__ void input_of_activation(
+    const NormCall<S>& call, const NormTile& tile, const NormShared<S>& shared, const Place& at,
+    const GradientPacks<S, kPack>& packs, float (&z)[kPack]) {
+#pragma unroll
+  for (int e = 0; e < kPack; ++e) {
+    const int c = channel_of<kLast>(at, e);
+    z[e] = (widen(packs.x.value[e]) - shared.row(kMean)[c]) * shared.row(kScale)[c] + shared.row(kOffset)[c];
+  }
+  add_residual<kPack>(call, tile, at, packs.residual, z);
 }
 
 // kTotal0, kTotal1 = sums of dz * x^ and of dz of each channel of the tile, also written to the partial sums. x and grad, if
@@ -36,8 +48,7 @@ __device__ __forceinline__ GradientPacks<S, kPack> load_gradient_packs(
 template <typename S, bool kLast, int kPack>
 __device__ __forceinline__ void tile_gradient_sums(
     const NormCall<S>& call, const NormTile& tile, const NormShared<S>& shared, S* x, S* grad) {
-  const float *mean = shared.row(kMean), *scale = shared.row(kScale), *offset = shared.row(kOffset);
-  const bool has_residual = call.has_residual();
+  const float* mean = shared.row(kMean);
   channel_sums<kLast, kPack, kBatchBackward, 2>(
       tile,
       [&](const Place& at) { return load_gradient_packs<S, kLast, kPack>(call, tile, at, nullptr, nullptr); },
@@ -46,14 +57,12 @@ __device__ __forceinline__ void tile_gradient_sums(
           store_pack(x + slot<kLast>(tile, call.cut, at), packs.x);
           store_pack(grad + slot<kLast>(tile, call.cut, at), packs.grad);
         }
+        float z[kPack];
+        input_of_activation<S, kLast, kPack>(call, tile, shared, at, packs, z);
 #pragma unroll
         for (int e = 0; e < kPack; ++e) {
-          const int c = channel_of<kLast>(at, e);
-          const float centred = widen(packs.x.value[e]) - mean[c];
-          float z = centred * scale[c] + offset[c];
-          if (has_residual) z += packs.residual[e];
-          const float dz = activation_gradient(call.activation, widen(packs.grad.value[e]), z);
-          sums[0][e] += dz * centred;
+          const float dz = activation_gradient(call.activation, widen(packs.grad.value[e]), z[e]);
+          sums[0][e] += dz * (widen(packs.x.value[e]) - mean[channel_of<kLast>(at, e)]);
           sums[1][e] += dz;
         }
       },
@@ -72,22 +81,19 @@ __device__ __forceinline__ void tile_gradient_sums(
 template <typename S, bool kLast, int kPack>
 __device__ __forceinline__ void apply_gradients(
     const NormCall<S>& call, const NormTile& tile, const NormShared<S>& shared, const S* x, const S* grad) {
-  const float *mean = shared.row(kMean), *scale = shared.row(kScale), *offset = shared.row(kOffset);
+  const float *mean = shared.row(kMean), *scale = shared.row(kScale);
   const float *lift = shared.row(kLift), *slope = shared.row(kSlope);
-  const bool has_residual = call.has_residual();
   walk<kLast, kPack, kBatchBackward>(
       tile, [&](const Place& at) { return load_gradient_packs<S, kLast, kPack>(call, tile, at, x, grad); },
       [&](const Place& at, const GradientPacks<S, kPack>& packs) {
         Pack<S, kPack> result;
         float dz[kPack];
+        input_of_activation<S, kLast, kPack>(call, tile, shared, at, packs, dz);
 #pragma unroll
         for (int e = 0; e < kPack; ++e) {
           const int c = channel_of<kLast>(at, e);
-          const float centred = widen(packs.x.value[e]) - mean[c];
-          float z = centred * scale[c] + offset[c];
-          if (has_residual) z += packs.residual[e];
-          dz[e] = activation_gradient(call.activation, widen(packs.grad.value[e]), z);
-          narrow(scale[c] * dz[e] - (lift[c] + slope[c] * centred), result.value[e]);
+          dz[e] = activation_gradient(call.activation, widen(packs.grad.value[e]), dz[e]);
+          narrow(scale[c] * dz[e] - (lift[c] + slope[c] * (widen(packs.x.value[e]) - mean[c])), result.value[e]);
         }
         if (call.out.data) store_pack(tile_address(call.out, tile, at.channel, at.pixel), result);
         if (call.residual_grad.data) {

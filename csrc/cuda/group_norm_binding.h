@@ -26,8 +26,9 @@ bool packable(const MapView<T>& view, const GroupShape& shape, int count) {
   if (!view.data) return true;
   constexpr int kMost = 16 / static_cast<int>(sizeof(T));  // wider packs are moved in parts of 16 bytes
   const int part = count < kMost ? count : kMost;
-  const int64_t outer = shape.channels_last ? view.pixel : view.channel;
-  return cuda::aligned(view.data, view.image, part) && outer % part == 0;
+  const int64_t rows = shape.channels_last ? shape.pixels : shape.channels;
+  const int64_t row = shape.channels_last ? view.pixel : view.channel;
+  return cuda::aligned(view.data, shape.images > 1 ? view.image : 0, part) && (rows == 1 || row % part == 0);
 }
 
 template <typename S>

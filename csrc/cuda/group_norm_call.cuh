@@ -46,7 +46,6 @@ struct NormCall {
   float* lift;      // [N, groups] for a backward pass that is not resident: dx = scale * dz - lift - slope * (x - mean)
   float* slope;     // [N, groups]
 
-  __device__ __forceinline__ bool has_residual() const { return residual.data || wide_residual.data; }
   __device__ __forceinline__ float* partial(const NormTile& tile, int value) const {
     return partials + ((tile.image * cut.slices + tile.slice) * 2 + value) * shape.channels + tile.channel;
   }
@@ -75,22 +74,28 @@ __device__ __forceinline__ S* tile_data(unsigned char* memory, const NormCut& cu
   return reinterpret_cast<S*>(memory + cut.shared_bytes) - (maps - which) * elements;
 }
 
+// A residual of type S is fetched with x, several packs ahead. One of fp32 beside narrower maps is rarer and would take more
+// registers than there are: it is read where it is used.
 template <int kPack, typename S>
-__device__ __forceinline__ void load_residual(
-    const NormCall<S>& call, const NormTile& tile, const Place& place, float (&values)[kPack]) {
-  if (call.wide_residual.data) {
+__device__ __forceinline__ void fetch_residual(
+    const NormCall<S>& call, const NormTile& tile, const Place& at, Pack<S, kPack>& fetched) {
+  if (call.residual.data) fetched = load_pack<kPack>(tile_address(call.residual, tile, at.channel, at.pixel));
+}
+template <int kPack, typename S>
+__device__ __forceinline__ void add_residual(
+    const NormCall<S>& call, const NormTile& tile, const Place& at, const Pack<S, kPack>& fetched, float (&z)[kPack]) {
+  if (call.residual.data) {
+#pragma unroll
+    for (int e = 0; e < kPack; ++e) z[e] += widen(fetched.value[e]);
+  } else if (call.wide_residual.data) {
     constexpr int kPart = kPack < 4 ? kPack : 4;
-    const float* from = tile_address(call.wide_residual, tile, place.channel, place.pixel);
+    const float* from = tile_address(call.wide_residual, tile, at.channel, at.pixel);
 #pragma unroll
     for (int part = 0; part < kPack; part += kPart) {
       const auto pack = load_pack<kPart>(from + part);
 #pragma unroll
-      for (int e = 0; e < kPart; ++e) values[part + e] = pack.value[e];
+      for (int e = 0; e < kPart; ++e) z[part + e] += pack.value[e];
     }
-  } else {
-    const auto pack = load_pack<kPack>(tile_address(call.residual, tile, place.channel, place.pixel));
-#pragma unroll
-    for (int e = 0; e < kPack; ++e) values[e] = widen(pack.value[e]);
   }
 }
 
@@ -138,11 +143,10 @@ __device__ __forceinline__ const float* of_rank(float* own, int rank) {
 // The cut
 
 struct NormDevice {
-  int multiprocessors, block_shared, all_shared;
-  bool clusters;
+  int multiprocessors, block_shared, all_shared, clusters;
 
   static cudaError_t current(NormDevice& device) {
-    int index = 0, major = 0;
+    int index = 0;
     cudaError_t status = cudaGetDevice(&index);
     const auto ask = [&](int& value, cudaDeviceAttr attribute) {
       if (status == cudaSuccess) status = cudaDeviceGetAttribute(&value, attribute, index);
@@ -150,18 +154,19 @@ struct NormDevice {
     ask(device.multiprocessors, cudaDevAttrMultiProcessorCount);
     ask(device.block_shared, cudaDevAttrMaxSharedMemoryPerBlockOptin);
     ask(device.all_shared, cudaDevAttrMaxSharedMemoryPerMultiprocessor);
-    ask(major, cudaDevAttrComputeCapabilityMajor);
-    device.clusters = major >= 9;
+    ask(device.clusters, cudaDevAttrClusterLaunch);
     return status;
   }
 };
 
 constexpr int kMaxCluster = 8;         // what every device with clusters accepts
 constexpr int kBatchForward = 4;       // packs in flight per thread
+constexpr int kBatchShared = 1;        // of what comes from shared memory
+constexpr int kBatchApply = 2;         // of x and the residual
 constexpr int kBatchBackward = 2;      // of each of two or three maps
 constexpr int kStreamBytes = 32 << 10; // of a tile that is not resident
 
-// element_bytes: of x. maps: that stay in shared memory. batch: of the kernel that sums.
+// element_bytes: of x. maps: that stay in shared memory. batch: the smallest that the kernels sum with (it needs most scratch).
 struct NormCutter {
   GroupShape shape;
   NormDevice device;

@@ -51,7 +51,7 @@ __device__ __forceinline__ void tile_moments(
   float* mean = shared.row(kMean);
   for (int c = threadIdx.x; c < tile.channels; c += blockDim.x) mean[c] = shared.row(kTotal0)[c] / pixels;
   __syncthreads();
-  channel_sums<kLast, kPack, 1, 2>(
+  channel_sums<kLast, kPack, kBatchShared, 2>(
       tile, [&](const Place& at) { return load_pack<kPack>(data + slot<kLast>(tile, call.cut, at)); },
       [&](const Place& at, const Pack& pack, float (&sums)[2][kPack]) {
 #pragma unroll
@@ -90,35 +90,35 @@ template <typename S, bool kLast, int kPack>
 __device__ __forceinline__ void apply_tile(
     const NormCall<S>& call, const NormTile& tile, const NormShared<S>& shared, const S* data) {
   struct Fetched {
-    Pack<S, kPack> x;
-    float residual[kPack];
+    Pack<S, kPack> x, residual;
   };
   const float *mean = shared.row(kMean), *scale = shared.row(kScale), *offset = shared.row(kOffset);
-  const bool has_residual = call.has_residual();
-  walk<kLast, kPack, 2>(
+  walk<kLast, kPack, kBatchApply>(
       tile,
       [&](const Place& at) {
         Fetched fetched;
         fetched.x = data ? load_pack<kPack>(data + slot<kLast>(tile, call.cut, at))
                          : load_pack<kPack>(tile_address(call.x, tile, at.channel, at.pixel));
-        if (has_residual) load_residual<kPack>(call, tile, at, fetched.residual);
+        fetch_residual<kPack>(call, tile, at, fetched.residual);
         return fetched;
       },
       [&](const Place& at, const Fetched& fetched) {
-        Pack<S, kPack> result;
+        float z[kPack];
 #pragma unroll
         for (int e = 0; e < kPack; ++e) {
           const int c = channel_of<kLast>(at, e);
-          float z = (widen(fetched.x.value[e]) - mean[c]) * scale[c] + offset[c];
-          if (has_residual) z += fetched.residual[e];
-          narrow(activate(call.activation, z), result.value[e]);
+          z[e] = (widen(fetched.x.value[e]) - mean[c]) * scale[c] + offset[c];
         }
+        add_residual<kPack>(call, tile, at, fetched.residual, z);
+        Pack<S, kPack> result;
+#pragma unroll
+        for (int e = 0; e < kPack; ++e) narrow(activate(call.activation, z[e]), result.value[e]);
         store_pack(tile_address(call.out, tile, at.channel, at.pixel), result);
       });
 }
 
 template <typename S, bool kLast, int kPack>
-__global__ void __launch_bounds__(kNormThreads, 2) norm_resident(const __grid_constant__ NormCall<S> call) {
+__global__ void __launch_bounds__(kNormThreads, 3) norm_resident(const __grid_constant__ NormCall<S> call) {
   extern __shared__ __align__(16) unsigned char memory[];
   const NormTile tile = norm_tile(call.shape, call.cut);
   const NormShared<S> shared(memory, call.cut);
@@ -171,7 +171,7 @@ __global__ void __launch_bounds__(kNormThreads, 2) norm_resident(const __grid_co
 
 // Streamed, first pass: moments of every channel of every slice.
 template <typename S, bool kLast, int kPack>
-__global__ void __launch_bounds__(kNormThreads, 2) norm_moments(const __grid_constant__ NormCall<S> call) {
+__global__ void __launch_bounds__(kNormThreads, 3) norm_moments(const __grid_constant__ NormCall<S> call) {
   extern __shared__ __align__(16) unsigned char memory[];
   const NormTile tile = norm_tile(call.shape, call.cut);
   const NormShared<S> shared(memory, call.cut);
@@ -207,7 +207,7 @@ __global__ void __launch_bounds__(kSettleThreads) norm_settle(const __grid_const
 }
 
 template <typename S, bool kLast, int kPack>
-__global__ void __launch_bounds__(kNormThreads, 2) norm_apply(const __grid_constant__ NormCall<S> call) {
+__global__ void __launch_bounds__(kNormThreads, 3) norm_apply(const __grid_constant__ NormCall<S> call) {
   extern __shared__ __align__(16) unsigned char memory[];
   const NormTile tile = norm_tile(call.shape, call.cut);
   const NormShared<S> shared(memory, call.cut);

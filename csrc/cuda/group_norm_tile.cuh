@@ -16,7 +16,7 @@
 
 namespace fastnas::cuda {
 
-constexpr int kNormThreads = 512;
+constexpr int kNormThreads = 256;
 constexpr int kNormWarps = kNormThreads / 32;
 
 // How all maps of a call are cut into tiles: bundles of channels x slices of pixels.
