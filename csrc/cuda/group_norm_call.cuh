@@ -194,6 +194,7 @@ struct NormCutter {
     result.slices = static_cast<int>((shape.pixels + result.slice_pixels - 1) / result.slice_pixels);
     result.bundles = static_cast<int>((shape.channels + bundle - 1) / bundle);
     result.resident = resident;
+    result.shared_limit = device.block_shared;
     result.blocks = shape.images * result.bundles * result.slices;
     result.shared_bytes = bytes_before_data(bundle, result.slice_pixels) + data_bytes(result);
     return result;
@@ -253,8 +254,9 @@ struct NormCutter {
 template <typename Call>
 cudaError_t launch_tiles(void (*kernel)(Call), const Call& call, size_t shared_bytes, bool cluster, cudaStream_t stream) {
   if (shared_bytes > 48 * 1024) {
+    // Always the most: a smaller limit could undercut another thread's between its setting and its launch.
     const cudaError_t status = cudaFuncSetAttribute(
-        reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
+        reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, call.cut.shared_limit);
     if (status != cudaSuccess) return status;
   }
   cudaLaunchConfig_t config{};

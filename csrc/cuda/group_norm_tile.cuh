@@ -25,10 +25,10 @@ struct NormCut {
   int slice_pixels;   // pixels of a tile, at most
   int slices;         // of an image
   int bundles;        // of an image
-  int units;          // not channels-last: units of a full tile
   bool resident;      // a tile's data stays in shared memory and the slices of a bundle are one cluster
   int64_t blocks;
   size_t shared_bytes;
+  int shared_limit;   // of a block on this device
 };
 
 struct NormTile {
