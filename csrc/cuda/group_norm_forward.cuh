@@ -171,7 +171,7 @@ __global__ void __launch_bounds__(kNormThreads, 3) norm_resident(const __grid_co
 
 // Streamed, first pass: moments of every channel of every slice.
 template <typename S, bool kLast, int kPack>
-__global__ void __launch_bounds__(kNormThreads, 3) norm_moments(const __grid_constant__ NormCall<S> call) {
+__global__ void __launch_bounds__(kNormThreads, 2) norm_moments(const __grid_constant__ NormCall<S> call) {
   extern __shared__ __align__(16) unsigned char memory[];
   const NormTile tile = norm_tile(call.shape, call.cut);
   const NormShared<S> shared(memory, call.cut);
