@@ -4,17 +4,20 @@ Every function takes tensors of one device; `build_info()` tells what was built,
 """
 
 from fastnas.ops._library import build_info
+from fastnas.ops.group_norm import GroupNormAct, group_norm_act
 from fastnas.ops.nms import batched_nms, nms, nms_padded
 from fastnas.ops.roi_align import MultiscaleRoIAlign, RoIAlign, multiscale_roi_align, roi_align
 from fastnas.ops.soft_nms import soft_nms
 from fastnas.ops.weighted_fusion import WeightedFusion, weighted_fusion
 
 __all__ = [
+    "GroupNormAct",
     "MultiscaleRoIAlign",
     "RoIAlign",
     "WeightedFusion",
     "batched_nms",
     "build_info",
+    "group_norm_act",
     "multiscale_roi_align",
     "nms",
     "nms_padded",
