@@ -31,4 +31,14 @@ STABLE_TORCH_LIBRARY(fastnas, m) {
   m.def(
       "standardize_weights_backward(Tensor[] grads, Tensor[] weights, Tensor[] gains, float[] scales, Tensor stats, "
       "int[] first_rows) -> (Tensor[], Tensor[])");
+
+  // act(GroupNorm(input) * weight + bias + residual): input [N, C, H, W], weight and bias [C], residual [N, C, H, W],
+  // activation none, relu or silu -> [N, C, H, W] in input's type and layout, mean and rstd [N, groups] in fp32 (fp64 for fp64).
+  m.def(
+      "group_norm_act(Tensor input, int groups, Tensor? weight, Tensor? bias, float eps, str activation, "
+      "Tensor? residual) -> (Tensor, Tensor, Tensor)");
+  // wanted: of input, weight, bias, residual -> their gradients, [0] for those not wanted.
+  m.def(
+      "group_norm_act_backward(Tensor grad, Tensor input, Tensor mean, Tensor rstd, int groups, Tensor? weight, "
+      "Tensor? bias, str activation, Tensor? residual, bool[] wanted) -> (Tensor, Tensor, Tensor, Tensor)");
 }

@@ -1,6 +1,7 @@
 // What plain loops need to become fast vector code in one portable binary.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 
@@ -65,6 +66,25 @@ FASTNAS_INLINE void narrow(float value, Float16& to) {
   result = magnitude > 0x7f800000u ? 0x7e00u : result;   // NaN
   to.bits = static_cast<uint16_t>(result | sign);
 }
+
+// e^x within 2 ulp for float: 2^n by the exponent's bits times a polynomial on [-ln 2 / 2, ln 2 / 2] (a call of libm's would not
+// vectorise). Infinity above 88.4, zero below -87.3, NaN for NaN.
+FASTNAS_INLINE float exponential(float x) {
+  x = x > 89.0f ? 89.0f : x;
+  x = x < -88.0f ? -88.0f : x;
+  const float shifted = x * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: the sum's last bits are the nearest integer
+  const float n = shifted - 12582912.0f;
+  const float r = (x - n * 0.693145752f) - n * 1.42860677e-6f;  // ln 2 in two parts
+  float sum = 1.9875691500e-4f;
+  sum = sum * r + 1.3981999507e-3f;
+  sum = sum * r + 8.3334519073e-3f;
+  sum = sum * r + 4.1665795894e-2f;
+  sum = sum * r + 1.6666665459e-1f;
+  sum = sum * r + 5.0000001201e-1f;
+  sum = sum * (r * r) + r + 1.0f;
+  return sum * as_float((as_bits(shifted) + 127u) << 23);  // 1.5 * 2^23 itself has zeros in the bits that stay
+}
+FASTNAS_INLINE double exponential(double x) { return std::exp(x); }
 
 // What a type is summed in.
 template <typename S>

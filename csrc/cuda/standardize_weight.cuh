@@ -20,6 +20,7 @@ namespace fastnas::cuda {
 
 constexpr int kStandardizeWarps = 4;
 constexpr int kStandardizeThreads = 32 * kStandardizeWarps;
+constexpr int kStandardizeBlocks = 10;           // per multiprocessor that registers must allow: up to 51 a thread, and no spill
 constexpr int kBlockElements = 4096;             // of all filters of a block, as long as one filter is not larger
 constexpr int kMostShared = 96 << 10;            // bytes a block may keep; sm_80 and later all have 99 KB or more
 constexpr int kFewLayers = 64, kMostLayers = 340;  // 5.5 KB and 29 KB of parameters; more layers make more launches
@@ -300,7 +301,7 @@ __device__ __forceinline__ void differentiate_filter(
 // stats: [3, stats_rows]; dynamic shared memory: padded(K) floats per filter of a block, nothing for layers whose K is above
 // `most_kept`.
 template <typename S, typename T, int kCapacity>
-__global__ void __launch_bounds__(kStandardizeThreads) standardize_filters(
+__global__ void __launch_bounds__(kStandardizeThreads, kStandardizeBlocks) standardize_filters(
     const __grid_constant__ FilterTable<kCapacity> table, float eps, bool unbiased, int most_kept,
     float* __restrict__ stats, int64_t stats_rows) {
   extern __shared__ __align__(16) float kept_filters[];
@@ -314,7 +315,7 @@ __global__ void __launch_bounds__(kStandardizeThreads) standardize_filters(
 
 // The same with 2 * padded(K) floats per filter.
 template <typename S, typename G, int kCapacity>
-__global__ void __launch_bounds__(kStandardizeThreads) standardize_filters_backward(
+__global__ void __launch_bounds__(kStandardizeThreads, kStandardizeBlocks) standardize_filters_backward(
     const __grid_constant__ FilterTable<kCapacity> table, int most_kept, const float* __restrict__ stats, int64_t stats_rows) {
   extern __shared__ __align__(16) float kept_filters[];
   const FilterLayer& layer = table.of_block(static_cast<int32_t>(blockIdx.x));
