@@ -35,16 +35,12 @@ inline bool inputs_innermost(const Tensor& tensor) {
   return is_channels_last(tensor) && tensor.size(2) * tensor.size(3) > 1;
 }
 
-inline std::vector<Filters> describe_filters(
-    const std::vector<Tensor>& weights, const std::vector<Tensor>& gains, const std::vector<double>& scales,
-    ScalarType stats_type) {
+inline void check_weights(
+    const std::vector<Tensor>& weights, const std::vector<Tensor>& gains, const std::vector<double>& scales) {
   check(!weights.empty(), "weights: expected at least one");
   check(gains.empty() || gains.size() == weights.size(), "gains: expected none or one for each of ", weights.size(),
         " weights, got ", gains.size());
   check(scales.size() == weights.size(), "scales: expected one for each of ", weights.size(), " weights, got ", scales.size());
-  std::vector<Filters> filters;
-  filters.reserve(weights.size());
-  int64_t first_row = 0;
   for (size_t l = 0; l < weights.size(); ++l) {
     const Tensor& weight = weights[l];
     const std::string name = item("weights", l);
@@ -53,21 +49,28 @@ inline std::vector<Filters> describe_filters(
     check(weight.scalar_type() == weights[0].scalar_type() && same_device(weight, weights[0]), name,
           ": expected the type and device of weights[0], ", type_name(weights[0].scalar_type()), ", got ",
           type_name(weight.scalar_type()), same_device(weight, weights[0]) ? "" : " on another device");
-    Filters layer{weight, weight, !gains.empty(), scales[l], weight.size(0), weight.size(1),
-                  weight.size(2) * weight.size(3), first_row, false};
-    first_row += layer.rows;
-    if (layer.has_gain) {
-      const Tensor& gain = gains[l];
-      check(gain.numel() == layer.rows && is_floating(gain.scalar_type()) && same_device(gain, weight), item("gains", l),
-            ": expected ", layer.rows, " floating numbers on the device of the weight, got ", type_name(gain.scalar_type()), " ",
-            shape_text(gain));
-    }
-    filters.push_back(layer);
+    if (gains.empty()) continue;
+    const Tensor& gain = gains[l];
+    check(gain.numel() == weight.size(0) && is_floating(gain.scalar_type()) && same_device(gain, weight), item("gains", l),
+          ": expected ", weight.size(0), " floating numbers on the device of the weight, got ", type_name(gain.scalar_type()), " ",
+          shape_text(gain));
   }
-  for (size_t l = 0; l < filters.size(); ++l) {  // everything is checked: now memory may be touched
-    filters[l].weight = with_dense_rows(weights[l]);
-    filters[l].inputs_innermost = inputs_innermost(weights[l]);
-    if (filters[l].has_gain) filters[l].gain = torch::stable::contiguous(torch::stable::to(gains[l], stats_type));
+}
+
+// After check_weights. May copy weights and convert gains.
+inline std::vector<Filters> describe_filters(
+    const std::vector<Tensor>& weights, const std::vector<Tensor>& gains, const std::vector<double>& scales,
+    ScalarType stats_type) {
+  std::vector<Filters> filters;
+  filters.reserve(weights.size());
+  int64_t first_row = 0;
+  for (size_t l = 0; l < weights.size(); ++l) {
+    const Tensor weight = with_dense_rows(weights[l]);
+    const Tensor gain =
+        gains.empty() ? weight : torch::stable::contiguous(torch::stable::to(gains[l], stats_type));
+    filters.push_back({weight, gain, !gains.empty(), scales[l], weight.size(0), weight.size(1),
+                       weight.size(2) * weight.size(3), first_row, inputs_innermost(weight)});
+    first_row += weight.size(0);
   }
   return filters;
 }
@@ -132,8 +135,7 @@ inline std::vector<Tensor> like_gains(const std::vector<Tensor>& gain_grads, con
   return results;
 }
 
-// The gradients of the outputs, checked against the weights; their rows dense in any order, all of one type.
-inline std::vector<Tensor> describe_grads(const std::vector<Tensor>& grads, const std::vector<Tensor>& weights) {
+inline void check_grads(const std::vector<Tensor>& grads, const std::vector<Tensor>& weights) {
   check(grads.size() == weights.size(), "grads: expected one for each of ", weights.size(), " weights, got ", grads.size());
   for (size_t l = 0; l < grads.size(); ++l) {
     const std::string name = item("grads", l);
@@ -144,9 +146,12 @@ inline std::vector<Tensor> describe_grads(const std::vector<Tensor>& grads, cons
     check(grads[l].scalar_type() == grads[0].scalar_type() && same_device(grads[l], weights[l]), name,
           ": expected the type of grads[0] and the device of the weight");
   }
+}
+
+inline std::vector<Tensor> with_dense_rows(const std::vector<Tensor>& tensors) {
   std::vector<Tensor> dense;
-  dense.reserve(grads.size());
-  for (const Tensor& grad : grads) dense.push_back(with_dense_rows(grad));
+  dense.reserve(tensors.size());
+  for (const Tensor& tensor : tensors) dense.push_back(with_dense_rows(tensor));
   return dense;
 }
 

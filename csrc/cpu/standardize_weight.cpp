@@ -183,7 +183,7 @@ void with_types(ScalarType first, const char* first_name, ScalarType second, con
 std::tuple<std::vector<Tensor>, Tensor> standardize_weights(
     const std::vector<Tensor>& weights, const std::vector<Tensor>& gains, const std::vector<double>& scales,
     const std::vector<bool>& channels_last, double eps, bool unbiased, ScalarType dtype) {
-  check(!weights.empty(), "weights: expected at least one");
+  check_weights(weights, gains, scales);
   const ScalarType wide = stats_type(weights[0].scalar_type(), dtype);
   check_options(channels_last, weights.size(), eps, dtype);
   const std::vector<Filters> filters = describe_filters(weights, gains, scales, wide);
@@ -198,9 +198,10 @@ std::tuple<std::vector<Tensor>, Tensor> standardize_weights(
 std::tuple<std::vector<Tensor>, std::vector<Tensor>> standardize_weights_backward(
     const std::vector<Tensor>& grads, const std::vector<Tensor>& weights, const std::vector<Tensor>& gains,
     const std::vector<double>& scales, const Tensor& stats, const std::vector<int64_t>& first_rows) {
-  check(!weights.empty() && !grads.empty(), "weights, grads: expected at least one");
+  check_weights(weights, gains, scales);
+  check_grads(grads, weights);
   const ScalarType wide = stats_type(weights[0].scalar_type(), grads[0].scalar_type());
-  const std::vector<Tensor> dense = describe_grads(grads, weights);
+  const std::vector<Tensor> dense = with_dense_rows(grads);
   std::vector<Filters> filters = describe_filters(weights, gains, scales, wide);
   place_in_stats(filters, stats, first_rows, wide);
   std::vector<Tensor> weight_grads = empty_weight_grads(filters);

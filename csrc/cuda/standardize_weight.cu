@@ -48,7 +48,7 @@ bool packs(const void* base, int64_t stride, int64_t size) {
 std::tuple<std::vector<Tensor>, Tensor> standardize_weights(
     const std::vector<Tensor>& weights, const std::vector<Tensor>& gains, const std::vector<double>& scales,
     const std::vector<bool>& channels_last, double eps, bool unbiased, ScalarType dtype) {
-  check(!weights.empty(), "weights: expected at least one");
+  check_weights(weights, gains, scales);
   check_options(channels_last, weights.size(), eps, dtype);
   with_storage(weights[0].scalar_type(), "weights", [](auto) {});  // no fp64: known before memory is touched
   with_storage(dtype, "dtype", [](auto) {});
@@ -82,11 +82,12 @@ std::tuple<std::vector<Tensor>, Tensor> standardize_weights(
 std::tuple<std::vector<Tensor>, std::vector<Tensor>> standardize_weights_backward(
     const std::vector<Tensor>& grads, const std::vector<Tensor>& weights, const std::vector<Tensor>& gains,
     const std::vector<double>& scales, const Tensor& stats, const std::vector<int64_t>& first_rows) {
-  check(!weights.empty() && !grads.empty(), "weights, grads: expected at least one");
+  check_weights(weights, gains, scales);
+  check_grads(grads, weights);
   with_storage(weights[0].scalar_type(), "weights", [](auto) {});
   with_storage(grads[0].scalar_type(), "grads", [](auto) {});
   const torch::stable::accelerator::DeviceGuard guard(weights[0].get_device_index());
-  const std::vector<Tensor> dense = describe_grads(grads, weights);
+  const std::vector<Tensor> dense = with_dense_rows(grads);
   std::vector<Filters> filters = describe_filters(weights, gains, scales, ScalarType::Float);
   place_in_stats(filters, stats, first_rows, ScalarType::Float);
   Table table(filters);
