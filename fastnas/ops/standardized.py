@@ -7,7 +7,8 @@ scope every layer gets its standardised weight as a leaf: backward passes end th
 second on), and the end of the scope takes them through the standardisation, once, in one call.
 
 Nothing is shared outside a scope, because torch cannot tell of every write (`weight.data.add_()`, numpy, a replayed CUDA graph).
-Inside, each use compares the weight with what it was: the same tensor, at the same address, of the same version.
+Inside, each use compares the weight with what it was: the same tensor, at the same address, of the same version. The fused
+optimisers of torch write without counting (seen in 2.14), so a scope counts for them.
 """
 
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 from fastnas.errors import FastnasError
 from fastnas.ops.standardize_weight import CONVENTIONS, standardize_weight, standardize_weights_backward
@@ -125,9 +127,7 @@ class Standardizing(nn.Module):
 
 
 @contextmanager
-def standardized(
-    model: nn.Module, dtype: torch.dtype | None = None, channels_last: bool = True
-) -> Iterator[None]:
+def standardized(model: nn.Module, dtype: torch.dtype | None = None, channels_last: bool = True) -> Iterator[None]:
     """Inside, every `WSConv2d` (and `WSConvGN`) of the model uses a standardised weight that is made here, all in one call.
 
         with standardized(model):
@@ -139,7 +139,7 @@ def standardized(
     `torch.autograd.grad`, and leave DistributedDataParallel, which waits for them earlier, outside. An exception ends the scope
     without gradients. For evaluation enter it under `torch.no_grad()`.
 
-    A weight that is changed inside (in place, by `load_state_dict`, `.to()` or `weight.data = ...`) is standardised anew by each
+    A weight that is changed inside (in place, by any optimiser, `load_state_dict`, `.to()` or `weight.data = ...`) is standardised anew by each
     forward pass; when gradients have been collected for its old value, that is an error. Writes that torch does not count
     (`weight.data.add_()`, through numpy, by a replayed CUDA graph) must not happen inside. Compiled models standardise as part
     of their graph and take nothing from the scope.
@@ -159,14 +159,23 @@ def standardized(
     for batch in batches:
         for layer, held in zip(batch.layers, batch.held, strict=True):
             layer._held = held
+    counting = register_optimizer_step_post_hook(_count_step)
     try:
         yield
         for batch in batches:
             batch.backward()
     finally:
+        counting.remove()
         for layer, held in outer:
             layer._held.collector.closed = True
             layer._held = held
+
+
+def _count_step(optimiser: Optimizer, args: tuple, kwargs: dict) -> None:
+    for group in optimiser.param_groups:
+        for parameter in group["params"]:
+            if not parameter.is_inference():
+                torch.autograd.graph.increment_version(parameter)
 
 
 def _alike(model: nn.Module, dtype: torch.dtype | None) -> list[list[Standardizing]]:
