@@ -139,10 +139,10 @@ def standardized(model: nn.Module, dtype: torch.dtype | None = None, channels_la
     `torch.autograd.grad`, and leave DistributedDataParallel, which waits for them earlier, outside. An exception ends the scope
     without gradients. For evaluation enter it under `torch.no_grad()`.
 
-    A weight that is changed inside (in place, by any optimiser, `load_state_dict`, `.to()` or `weight.data = ...`) is standardised anew by each
-    forward pass; when gradients have been collected for its old value, that is an error. Writes that torch does not count
-    (`weight.data.add_()`, through numpy, by a replayed CUDA graph) must not happen inside. Compiled models standardise as part
-    of their graph and take nothing from the scope.
+    A weight that is changed inside (in place, by any optimiser, `load_state_dict`, `.to()` or `weight.data = ...`) is
+    standardised anew by each forward pass; when gradients have been collected for its old value, that is an error. Writes that
+    torch does not count (`weight.data.add_()`, through numpy, by a replayed CUDA graph) must not happen inside. Compiled models
+    standardise as part of their graph and take nothing from the scope.
 
     Args:
         model: the layers are collected now, shared ones once.
