@@ -1,6 +1,6 @@
 // Weight standardisation of all convolutions of a model on the GPU, without torch: one launch forward, one backward.
 //
-// The layers travel by value in the kernel's parameters (constant memory; up to 31 KB, which sm_70 and CUDA 12.1 allow), so
+// The layers travel by value in the kernel's parameters (constant memory; up to 32 KB, which sm_70 and CUDA 12.1 allow), so
 // there is no table to copy and the launch can be captured. One block of four warps owns 1, 2 or 4 filters (four, two or one
 // warps each, by the size K of a filter) and keeps them in shared memory as fp32, so weights are read once from memory and
 // mean and variance are exact two-pass sums. Bytes: forward 4 K + 2 K (fp32 to bf16), backward 4 K + 2 K + 4 K, the floor.
@@ -23,7 +23,7 @@ constexpr int kStandardizeThreads = 32 * kStandardizeWarps;
 constexpr int kStandardizeBlocks = 10;           // per multiprocessor that registers must allow: up to 51 a thread, and no spill
 constexpr int kBlockElements = 4096;             // of all filters of a block, as long as one filter is not larger
 constexpr int kMostShared = 96 << 10;            // bytes a block may keep; sm_80 and later all have 99 KB or more
-constexpr int kFewLayers = 64, kMostLayers = 340;  // 5.5 KB and 29 KB of parameters; more layers make more launches
+constexpr int kMostLayers = 192;                 // of a launch: 17 KB of parameters, enough for ResNet-152
 
 // One convolution, [rows, inputs, kh, kw]. Order of a filter: (y, x, i) where `innermost`, else (i, y, x).
 struct FilterLayer {
@@ -44,9 +44,8 @@ struct FilterLayer {
 
 static_assert(sizeof(FilterLayer) * kMostLayers + 1024 < 32764, "the parameters of a kernel");
 
-template <int kCapacity>
 struct FilterTable {
-  FilterLayer layers[kCapacity];
+  FilterLayer layers[kMostLayers];
   int32_t count;
 
   __device__ __forceinline__ const FilterLayer& of_block(int32_t block) const {
@@ -300,9 +299,9 @@ __device__ __forceinline__ void differentiate_filter(
 
 // stats: [3, stats_rows]; dynamic shared memory: padded(K) floats per filter of a block, nothing for layers whose K is above
 // `most_kept`.
-template <typename S, typename T, int kCapacity>
+template <typename S, typename T>
 __global__ void __launch_bounds__(kStandardizeThreads, kStandardizeBlocks) standardize_filters(
-    const __grid_constant__ FilterTable<kCapacity> table, float eps, bool unbiased, int most_kept,
+    const __grid_constant__ FilterTable table, float eps, bool unbiased, int most_kept,
     float* __restrict__ stats, int64_t stats_rows) {
   extern __shared__ __align__(16) float kept_filters[];
   const FilterLayer& layer = table.of_block(static_cast<int32_t>(blockIdx.x));
@@ -314,9 +313,9 @@ __global__ void __launch_bounds__(kStandardizeThreads, kStandardizeBlocks) stand
 }
 
 // The same with 2 * padded(K) floats per filter.
-template <typename S, typename G, int kCapacity>
+template <typename S, typename G>
 __global__ void __launch_bounds__(kStandardizeThreads, kStandardizeBlocks) standardize_filters_backward(
-    const __grid_constant__ FilterTable<kCapacity> table, int most_kept, const float* __restrict__ stats, int64_t stats_rows) {
+    const __grid_constant__ FilterTable table, int most_kept, const float* __restrict__ stats, int64_t stats_rows) {
   extern __shared__ __align__(16) float kept_filters[];
   const FilterLayer& layer = table.of_block(static_cast<int32_t>(blockIdx.x));
   if (layer.inputs * layer.taps <= most_kept) {
@@ -335,13 +334,13 @@ inline int filter_warps(int64_t size) {
   return size <= kBlockElements / 2 ? 2 : 4;
 }
 
-// Calls launch(table, blocks, shared bytes, most_kept) for each bundle of up to kCapacity layers. `rows_kept`: filters that a
+// Calls launch(table, blocks, shared bytes, most_kept) for each bundle of up to kMostLayers layers. `rows_kept`: filters that a
 // block keeps per filter it owns (1 forward, 2 backward).
-template <int kCapacity, typename Launch>
+template <typename Launch>
 cudaError_t launch_bundles(const FilterLayer* layers, int64_t count, int rows_kept, const Launch& launch) {
-  for (int64_t begin = 0; begin < count; begin += kCapacity) {
-    FilterTable<kCapacity> table;
-    table.count = static_cast<int32_t>(count - begin < kCapacity ? count - begin : kCapacity);
+  for (int64_t begin = 0; begin < count; begin += kMostLayers) {
+    FilterTable table;
+    table.count = static_cast<int32_t>(count - begin < kMostLayers ? count - begin : kMostLayers);
     int64_t blocks = 0;
     int shared = 0;
     const int most_kept = kMostShared / (rows_kept * static_cast<int>(sizeof(float))) / 4 * 4;
@@ -377,26 +376,22 @@ cudaError_t launch_filters(Kernel kernel, unsigned blocks, int shared, cudaStrea
 template <typename S, typename T>
 cudaError_t standardize(
     const FilterLayer* layers, int64_t count, float eps, bool unbiased, float* stats, int64_t stats_rows, cudaStream_t stream) {
-  const auto launch = [&](auto& table, unsigned blocks, int shared, int most_kept) {
-    constexpr int kCapacity = static_cast<int>(sizeof(table.layers) / sizeof(FilterLayer));
-    return launch_filters(standardize_filters<S, T, kCapacity>, blocks, shared, stream, table, eps, unbiased, most_kept, stats,
+  const auto launch = [&](const FilterTable& table, unsigned blocks, int shared, int most_kept) {
+    return launch_filters(standardize_filters<S, T>, blocks, shared, stream, table, eps, unbiased, most_kept, stats,
                           stats_rows);
   };
-  return count <= kFewLayers ? launch_bundles<kFewLayers>(layers, count, 1, launch)
-                             : launch_bundles<kMostLayers>(layers, count, 1, launch);
+  return launch_bundles(layers, count, 1, launch);
 }
 
 // S: type of the weights and their gradients, G: of the gradients of the results.
 template <typename S, typename G>
 cudaError_t standardize_backward(
     const FilterLayer* layers, int64_t count, const float* stats, int64_t stats_rows, cudaStream_t stream) {
-  const auto launch = [&](auto& table, unsigned blocks, int shared, int most_kept) {
-    constexpr int kCapacity = static_cast<int>(sizeof(table.layers) / sizeof(FilterLayer));
-    return launch_filters(standardize_filters_backward<S, G, kCapacity>, blocks, shared, stream, table, most_kept, stats,
+  const auto launch = [&](const FilterTable& table, unsigned blocks, int shared, int most_kept) {
+    return launch_filters(standardize_filters_backward<S, G>, blocks, shared, stream, table, most_kept, stats,
                           stats_rows);
   };
-  return count <= kFewLayers ? launch_bundles<kFewLayers>(layers, count, 2, launch)
-                             : launch_bundles<kMostLayers>(layers, count, 2, launch);
+  return launch_bundles(layers, count, 2, launch);
 }
 
 }  // namespace fastnas::cuda
