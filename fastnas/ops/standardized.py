@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 from fastnas.errors import FastnasError
+from fastnas.ops._library import require_library
 from fastnas.ops.standardize_weight import CONVENTIONS, standardize_weight, standardize_weights_backward
 
 
@@ -153,6 +154,7 @@ def standardized(model: nn.Module, dtype: torch.dtype | None = None, channels_la
     Raises:
         FastnasError: a weight was changed before its gradient could be made.
     """
+    require_library()
     differentiable = torch.is_grad_enabled()
     batches = [Batch(layers, dtype, channels_last, differentiable) for layers in _alike(model, dtype)]
     outer = [(layer, layer._held) for batch in batches for layer in batch.layers]

@@ -1,7 +1,6 @@
 """standardize_weight and standardize_weights against timm, the authors' code and the float64 reference."""
 
 import pytest
-import timm.layers
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -58,7 +57,8 @@ def test_forward_and_backward_equal_the_reference(shape, convention, gained, lay
 
 
 def test_equals_timm():
-    plain, scaled = timm.layers.StdConv2d(6, 9, 3), timm.layers.ScaledStdConv2d(6, 9, 3, gamma=1.7)
+    layers = pytest.importorskip("timm.layers", reason="timm is not installed")
+    plain, scaled = layers.StdConv2d(6, 9, 3), layers.ScaledStdConv2d(6, 9, 3, gamma=1.7)
     with torch.no_grad():
         scaled.gain.copy_(torch.rand(9, 1, 1, 1) + 0.5)
     unit = torch.eye(6 * 9).reshape(6 * 9, 6, 3, 3)  # the images that read a weight out of a convolution
