@@ -44,6 +44,19 @@ STABLE_TORCH_LIBRARY(fastnas, m) {
       "soft_nms(Tensor boxes, Tensor scores, bool gaussian, float iou_threshold, float sigma, float score_threshold, "
       "int max_output, Tensor? idxs=None) -> (Tensor, Tensor, Tensor)");
 
+  // weights: one [O, I, kh, kw] per convolution, all of one type; gains: none, or [O] numbers for each; scales: one number each
+  // -> (each weight with filters of zero mean and unit variance, times gain * scale, as `dtype` and channels-last where
+  //    channels_last[l] is set; stats [3, sum of O] fp32 or fp64: mean, rstd, pull, see csrc/standardize_weight.h).
+  // unbiased = False: biased variance + eps inside the root (timm); True: unbiased deviation + eps (the paper).
+  m.def(
+      "standardize_weights(Tensor[] weights, Tensor[] gains, float[] scales, bool[] channels_last, float eps, bool unbiased, "
+      "ScalarType dtype) -> (Tensor[], Tensor)");
+
+  // grads: one per weight, any layout; first_rows[l]: where layer l begins in stats -> (gradients of weights, of gains).
+  m.def(
+      "standardize_weights_backward(Tensor[] grads, Tensor[] weights, Tensor[] gains, float[] scales, Tensor stats, "
+      "int[] first_rows) -> (Tensor[], Tensor[])");
+
   // act(GroupNorm(input) * weight + bias + residual): input [N, C, H, W], weight and bias [C], residual [N, C, H, W],
   // activation none, relu or silu -> [N, C, H, W] in input's type and layout, mean and rstd [N, groups] in fp32 (fp64 for fp64).
   m.def(
