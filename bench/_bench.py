@@ -12,6 +12,7 @@ bench/README.md says how to read what comes out.
 """
 
 import argparse
+import gc
 import json
 import math
 import os
@@ -70,6 +71,7 @@ Cases = Callable[[torch.device], Iterator[Case]]
 def main(name: str, cases: Cases, arguments: list[str] | None = None) -> None:
     """The command line of a benchmark. Exits with 1 where one of our own runs raised or the cases ended in an error."""
     options = _options(name, arguments)
+    gc.freeze()  # torch's own objects need not be looked through before every row
     device = torch.device(options.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         sys.exit(f"bench_{name}: --device cuda, but torch {torch.__version__} finds no GPU here")
