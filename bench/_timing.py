@@ -192,7 +192,7 @@ def copy_bandwidth(device: torch.device, seconds: float, scale: float = 1.0) -> 
     Returns `{"memory": {"gbps", "bytes"}, "cache"?: ...}`; bytes: read + written in one copy. scale: of the large one, for tests.
     """
     found = {}
-    sizes = {"memory": int(scale * (MEMORY_BUFFER if device.type == "cpu" else 2 * MEMORY_BUFFER))}
+    sizes = {"memory": int(scale * (MEMORY_BUFFER if device.type == "cpu" else 4 * MEMORY_BUFFER))}
     if device.type == "cpu":
         sizes["cache"] = CACHE_BUFFER
     for name, size in sizes.items():
