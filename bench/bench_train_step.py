@@ -6,41 +6,41 @@ result, so what is left is convolutions, linear layers, losses and optimizer; by
 (`bound_median`, `bound_min` of a row).
 
 The learning rate is 0, so that every step does the same work on the same weights. Losses are compared before anything is timed.
+Two-stage detectors have the losses of fastnas.train; one-stage ones, which it does not train, the focal loss (Lin et al., ICCV
+2017, with EfficientDet's gamma 1.5) over all anchors and smooth L1 over the matched ones.
 """
 
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from types import SimpleNamespace
 
 import torch
+import torch.nn.functional as F
 from _bench import Case, main
 from _peers import PEERS, Replay, Swap, available
 from torch import Tensor, nn
+from torchvision.ops import sigmoid_focal_loss
 
 from fastnas.blueprint import PRESETS, Blueprint, parse
 from fastnas.models import build
+from fastnas.models.boxes import encode
+from fastnas.train.losses import detection_losses, match, pairwise_iou
 from fastnas.train.precision import autocast
 
 GOAL = 1.5  # in bf16
 TOLERANCE = {"fp32": 1e-3, "bf16": 2e-2}
 R50_GN = "800x1333/bottleneck:111-2111-211111-211,norm=gn/fpn:256/rpn:1000/rcnn:1024/classes:90"
-# name -> blueprint. One that this version of the package does not know is left out.
-MODELS: dict[str, Callable[[], Blueprint]] = {
-    "fasterrcnn-r50-fpn": lambda: PRESETS["fasterrcnn-r50-fpn"],
-    "fasterrcnn-r50-fpn gn": lambda: parse(R50_GN),
-}
 
 
 @dataclass(frozen=True)
 class Size:
-    """What a device is given to do: images of (height, width), regions and proposals kept of each."""
+    """What a device is given to do: images of (height, width); in two stages regions and proposals kept of each."""
 
     images: int
     input: tuple[int, int]
-    regions: int
-    proposals: int
+    regions: int = 0
+    proposals: int = 0
 
     @property
     def sampling(self) -> SimpleNamespace:  # the fields of fastnas.train.config.Sampling
@@ -49,7 +49,14 @@ class Size:
         )
 
 
-SIZES = {"cpu": Size(2, (192, 256), 128, 300), "cuda": Size(4, (800, 1333), 512, 1000)}
+TWO_STAGE = {"cpu": Size(2, (192, 256), 128, 300), "cuda": Size(4, (800, 1333), 512, 1000)}
+ONE_STAGE = {"cpu": Size(2, (256, 256)), "cuda": Size(16, (512, 512))}
+# name -> its blueprint (None: this version of the package has none), and what it is given to do
+MODELS: dict[str, tuple[Blueprint | None, dict[str, Size]]] = {
+    "fasterrcnn-r50-fpn": (PRESETS["fasterrcnn-r50-fpn"], TWO_STAGE),
+    "fasterrcnn-r50-fpn gn": (parse(R50_GN), TWO_STAGE),
+    "efficientdet-d0": (PRESETS.get("efficientdet-d0"), ONE_STAGE),
+}
 
 
 class Step:
@@ -67,11 +74,11 @@ class Step:
         self.targets = [target(size.input, blueprint.classes, seed, device) for seed in range(size.images)]
 
     def losses(self) -> dict[str, Tensor]:
-        from fastnas.train.losses import detection_losses
-
         self.rng.manual_seed(0)
         # New tensors of the package's box arithmetic belong on the device of the features.
         with torch.device(self.device) if self.device.type != "cpu" else nullcontext(), autocast(self.precision, self.device):
+            if not hasattr(self.model, "regions"):
+                return one_stage_losses(self.model, self.images, self.targets)
             return detection_losses(self.model, self.images, self.targets, self.size.sampling, self.rng)
 
     def __call__(self) -> dict[str, Tensor]:
@@ -81,6 +88,20 @@ class Step:
         nn.utils.clip_grad_norm_(self.model.parameters(), 5.0, foreach=True)
         self.optimizer.step()
         return losses
+
+
+def one_stage_losses(model: nn.Module, images: Tensor, targets: list) -> dict[str, Tensor]:
+    logits, codes, anchors = model.outputs(model.dense(images))
+    wanted, box, matches = torch.zeros_like(logits), logits.new_zeros(()), 0
+    for image, target in enumerate(targets):
+        matched = match(pairwise_iou(target.boxes, anchors), 0.5, 0.5, rescue=True)
+        positive = (matched >= 0).nonzero()[:, 0]
+        wanted[image, positive, target.labels[matched[positive]] - 1] = 1
+        aims = encode(target.boxes[matched[positive]], anchors[positive], (1.0, 1.0, 1.0, 1.0))
+        box = box + F.smooth_l1_loss(codes[image, positive], aims, beta=0.1, reduction="sum")
+        matches += len(positive)
+    focal = sigmoid_focal_loss(logits, wanted, alpha=0.25, gamma=1.5, reduction="sum")
+    return {"class": focal / max(1, matches), "box": box / max(1, matches)}
 
 
 def target(size: tuple[int, int], classes: int, seed: int, device: torch.device, count: int = 8) -> SimpleNamespace:
@@ -137,21 +158,11 @@ def convolutions(step: Step) -> float:
 
 
 def cases(device: torch.device) -> Iterator[Case]:
-    for name, blueprint in MODELS.items():
+    for name, (blueprint, sizes) in MODELS.items():
         for dtype in ("fp32", "bf16") if device.type == "cpu" else ("bf16",):
-            yield step_case(name, blueprint(), device, dtype, SIZES[device.type])
-
-
-def missing() -> str | None:
-    """The package that training needs and that is not here."""
-    try:
-        import fastnas.train.losses  # noqa: F401
-    except ImportError as error:
-        return error.name
-    return None
+            if blueprint is not None:
+                yield step_case(name, blueprint, device, dtype, sizes[device.type])
 
 
 if __name__ == "__main__":
-    if lacking := missing():
-        sys.exit(f"bench_train_step: training needs the package {lacking}: install it, or name a folder that has it in PYTHONPATH")
     main("train_step", cases)
