@@ -173,6 +173,9 @@ def _compare(timings: dict[str, Timing], bound: str | None) -> dict[str, Any]:
     result["strongest"] = min(peers, key=lambda name: peers[name]["median_ms"])
     result["speedup_median"] = min(value["median"] for value in result["speedup"].values())
     result["speedup_min"] = min(value["min"] for value in result["speedup"].values())
+    graphs = [value["graph"] for value in result["speedup"].values() if "graph" in value]
+    if graphs:
+        result["speedup_graph"] = min(graphs)
     if bound in valid:
         best = {key: min(timing[key] for timing in peers.values()) for key in ("median_ms", "min_ms")}
         result |= {f"bound_{key[:-3]}": _ratio(best[key], valid[bound][key]) for key in best}

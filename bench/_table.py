@@ -5,7 +5,7 @@ from typing import Any
 
 OURS = "fastnas"
 
-COLUMNS = ["row", "thr", "fastnas ms (min)", "strongest peer", "its ms (min)", "x median", "x min", "goal", ""]
+COLUMNS = ["row", "thr", "fastnas ms (min)", "strongest peer", "its ms (min)", "x median", "x min", "x graph", "goal", ""]
 COLUMNS += ["GB/s", "% copy", "bound"]
 LEFT = {"row", "strongest peer", ""}
 
@@ -37,6 +37,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
         _milliseconds(row["timings"][peer]) if peer else "",
         f"{row['speedup_median']:.3g}" if peer else "",
         f"{row['speedup_min']:.3g}" if peer else "",
+        f"{row['speedup_graph']:.3g}" if "speedup_graph" in row else "",
         goal or "",
         {True: "reached", False: "MISSED", None: ""}[row["reached"]],
         f"{row['gbps']:.3g}" if "gbps" in row else "",

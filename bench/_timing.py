@@ -18,7 +18,7 @@ Run = Callable[[], Any]
 Timing = dict[str, Any]  # {"median_ms", "min_ms", "runs", "graph"?: ...} or {"error": one line}
 
 LEAST_RUNS = 5
-GRAPH_BELOW_MS = 0.05  # from here on down launches are most of the time: the device's own share is worth knowing
+GRAPH_BELOW_MS = 0.2  # from here on down launches may be most of the time: the device's own share is worth knowing
 FLUSH_BYTES = 256 << 20  # more than any L2 cache
 ERROR_LENGTH = 300
 

@@ -222,3 +222,18 @@ def test_a_benchmark_runs_as_a_script(tmp_path):
     done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out" / "sample-cpu.json").is_file() and "relu 100 fp32 - forward" in done.stdout
+
+
+def test_graphs_are_compared_with_graphs(bench):
+    def timing(median: float, graph: float | None) -> dict:
+        return {"median_ms": median, "min_ms": median} | ({} if graph is None else {"graph": {"median_ms": graph, "min_ms": graph}})
+
+    timings = {"fastnas": timing(0.02, 0.004), "eager": timing(0.1, 0.012), "waits": timing(0.06, None)}
+    row = bench._compare(timings, None)
+    assert (row["strongest"], row["speedup_median"], row["speedup_graph"]) == ("waits", 3.0, 3.0)
+
+
+def test_the_bound_is_no_peer(bench):
+    timings = {name: {"median_ms": time, "min_ms": time} for name, time in (("fastnas", 2.0), ("others", 3.0), ("for free", 1.5))}
+    row = bench._compare(timings, "for free")
+    assert (row["strongest"], row["speedup_median"], row["bound_median"]) == ("others", 1.5, 2.0) and set(row["speedup"]) == {"others"}
