@@ -39,7 +39,7 @@ $(STAMP): $(INPUTS)
 	if ! $(BIN)/python -c 'import pip' 2>/dev/null; then \
 	  rm -rf $(VENV) && $$chosen -m venv $(VENV) || { rm -rf $(VENV); \
 	  echo "make: $$chosen cannot make a virtual environment: install its venv module (Debian, Ubuntu: apt-get install python3-venv)" >&2; exit 1; }; fi
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt setuptools torch
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt setuptools pybind11 torch
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[test]'
 	@touch $@
 

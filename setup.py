@@ -1,10 +1,11 @@
-"""Builds the native operators: two plain shared libraries on torch's stable ABI, without any Python ABI.
+"""Builds what is native: two plain shared libraries of operators on torch's stable ABI, and one small Python module.
 
     fastnas/ops/libfastnas_cpu.so    always
     fastnas/ops/libfastnas_cuda.so   where CUDA is to be had, see `cuda_wish`
+    fastnas/_core.*.so               always: pricing without tensors, by pybind11
 
-So one build serves every Python and every torch >= 2.11, and torch.utils.cpp_extension (which links a Python module) is
-not needed: the compilers are called directly. Everything else about the package is in pyproject.toml.
+The libraries have no Python in them: one build serves every torch >= 2.11, and torch.utils.cpp_extension (which links a Python
+module) is not needed: the compilers are called directly. Everything else about the package is in pyproject.toml.
 
 Environment: USE_CUDA=0 (never), FORCE_CUDA=1 (always, or fail), CUDA_HOME, TORCH_CUDA_ARCH_LIST, CXX, CXXFLAGS,
 MAX_JOBS.
@@ -19,13 +20,13 @@ import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from setuptools import Extension, setup
-from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 from setuptools.errors import CompileError
@@ -38,7 +39,7 @@ NVCC_FLAGS = "-std=c++17 -O3 -Xcompiler=-fPIC,-fvisibility=hidden,-Wall --thread
 # Decisions of equality with torchvision hang on each rounding here, so no fused multiply-adds: see csrc/geometry.h.
 EXACT_FLAGS = {"csrc/cpu/nms.cpp": ["-ffp-contract=off"], "csrc/cuda/nms.cu": ["-fmad=false"]}
 
-CPU, CUDA = "fastnas.ops.libfastnas_cpu", "fastnas.ops.libfastnas_cuda"
+CPU, CUDA, CORE = "fastnas.ops.libfastnas_cpu", "fastnas.ops.libfastnas_cuda", "fastnas._core"
 
 
 class BuildError(Exception):
@@ -162,6 +163,7 @@ def extensions() -> list[Extension]:
     return [
         library(CUDA, ["csrc/record.cpp", "csrc/cuda/*.cu"]),
         library(CPU, ["csrc/record.cpp", "csrc/library.cpp", "csrc/cpu/*.cpp"]),
+        library(CORE, ["csrc/core/*.cpp"]),
     ]
 
 
@@ -189,6 +191,8 @@ class BuildLibraries(build_ext):
         super().run()
 
     def get_ext_filename(self, fullname: str) -> str:
+        if fullname.endswith("_core"):
+            return super().get_ext_filename(fullname)
         return fullname.replace(".", "/") + ".so"  # no Python version in the name: there is no Python in it
 
     def build_extension(self, ext: Extension) -> None:
@@ -196,6 +200,8 @@ class BuildLibraries(build_ext):
         try:
             if ext.name == CPU:
                 self._build_cpu(ext, target)
+            elif ext.name == CORE:
+                self._build_core(ext, target)
             elif self.wish.build:
                 self._build_cuda(ext, target)
                 self.cuda_outcome = "built"
@@ -203,7 +209,7 @@ class BuildLibraries(build_ext):
                 print(f"fastnas: no CUDA library ({self.wish.reason})", file=sys.stderr)
                 self._leave_out(ext, target)
         except BuildError as error:
-            if ext.name == CPU or self.wish.forced:
+            if ext.name != CUDA or self.wish.forced:
                 raise CompileError(f"fastnas: {error}") from None
             print(f"fastnas: WARNING: going on without the CUDA library: {error}", file=sys.stderr)
             self.cuda_outcome = f"its build failed: {str(error)[:300]}"
@@ -232,6 +238,15 @@ class BuildLibraries(build_ext):
         cxx = [*self.cxx, *CXX_FLAGS]
         objects = self._compile(ext, lambda source: nvcc if source.endswith(".cu") else cxx, record)
         self._link(objects, target, ["torch_cuda", "torch_cpu", "c10", "cudart"], [self.toolkit.home / "lib64"])
+
+    def _build_core(self, ext: Extension, target: Path) -> None:
+        try:
+            import pybind11
+        except ImportError:
+            raise BuildError("pybind11 is not installed: `pip install pybind11`, or install without --no-build-isolation") from None
+        include = [f"-I{sysconfig.get_path('include')}", f"-I{pybind11.get_include()}"]
+        objects = self._compile(ext, lambda source: [*self.cxx, *CXX_FLAGS, *include], "")
+        self._link(objects, target, [], [])
 
     def _torch_flags(self) -> list[str]:
         return [f"-DTORCH_TARGET_VERSION={TORCH_TARGET}", "-isystem", str(self.torch.folder / "include")]
@@ -291,15 +306,8 @@ class CopyConfigs(build_py):
                 shutil.copyfile(source, target)
 
 
-class PlatformWheel(bdist_wheel):
-    """Tagged for the platform but for no Python: the libraries have no Python ABI."""
-
-    def get_tag(self) -> tuple[str, str, str]:
-        return "py3", "none", super().get_tag()[2]
-
-
 if __name__ == "__main__":
     setup(
         ext_modules=extensions(),
-        cmdclass={"build_ext": BuildLibraries, "build_py": CopyConfigs, "bdist_wheel": PlatformWheel},
+        cmdclass={"build_ext": BuildLibraries, "build_py": CopyConfigs},
     )

@@ -1,4 +1,4 @@
-"""`fastnas bench-latency`: fills the latency table and compares its sums with whole networks."""
+"""`fastnas bench-latency`: fills the latency table, calibrates it, and compares its prices with networks it has not seen."""
 
 import sys
 import time
@@ -10,7 +10,7 @@ from fastnas.blueprint import Blueprint, expand, load
 from fastnas.cli.main import common_options
 from fastnas.errors import InputError
 
-QUERIES = 2000
+QUERIES, BATCH = 2000, 10_000
 TOGETHER = 8  # networks in memory at the same time, timed in interleaved rounds
 
 
@@ -18,37 +18,55 @@ TOGETHER = 8  # networks in memory at the same time, timed in interleaved rounds
 @click.argument("blueprints", metavar="[BLUEPRINT]...", nargs=-1)
 @click.option("--space", metavar="NAME|all", help="Networks sampled from this space (default without BLUEPRINT: all).")
 @click.option("--config", metavar="FILE", type=click.Path(), help="Configuration of the space (default: its demo config).")
-@click.option("--networks", metavar="N", type=click.IntRange(min=1), default=8, show_default=True, help="How many to sample.")
+@click.option("--networks", metavar="N", type=click.IntRange(min=1), default=8, show_default=True, help="How many to compare.")
+@click.option(
+    "--calibrate", metavar="N", type=click.IntRange(min=0, max=100), default=12, show_default=True,
+    help="How many others to calibrate on where the table is not calibrated yet.",
+)
 @click.option("--engine", metavar="NAME[:PRECISION]", default="onnxruntime", show_default=True, help="What measures.")
 @click.option("--table", metavar="FILE", type=click.Path(), help="Latency table to fill (default: the user's).")
 @common_options
-def command(blueprints, space, config, networks, engine, table, as_json):
+def command(blueprints, space, config, networks, calibrate, engine, table, as_json):
     """Measure the blocks of BLUEPRINTs (or of networks sampled from a space) that the latency table lacks.
 
-    Then times every network whole, twice, and prints predicted beside measured. Every block is stored when it is measured: after
-    Ctrl-C the next call goes on where this one stopped. A BLUEPRINT is a preset name, a one-line form, or a .json or .yaml file.
+    With a space, times some of the sampled networks whole and calibrates the table with them. Then times all others whole, twice,
+    and prints predicted beside measured. Whatever was measured is stored at once: after Ctrl-C the next call goes on where this
+    one stopped. A BLUEPRINT is a preset name, a one-line form, or a .json or .yaml file.
     """
     from fastnas.latency import Oracle
 
     if config and (space or "all") == "all":
         raise InputError("--config needs --space NAME: the space that it configures")
     chosen = [load(blueprint)[1] for blueprint in blueprints]
-    if space or not blueprints:
-        chosen += _samples(space or "all", config, networks)
-    chosen = list(dict.fromkeys(chosen))
     with Oracle.open(table, engine) as oracle:
-        result = _bench(oracle, chosen)
+        note = _Progress()
+        if oracle.note:
+            note.end(oracle.note)
+        if space or not blueprints:
+            chosen += _held_out(oracle, note, space or "all", config, networks, calibrate)
+        result = _bench(oracle, note, list(dict.fromkeys(chosen)))
         if not as_json:
             _print(result, oracle, chosen if blueprints else [])
     return result
 
 
-def _bench(oracle, blueprints: list[Blueprint]) -> dict:
-    note = _Progress()
-    if oracle.note:
-        note.end(oracle.note)
-    measured = oracle.fill(blueprints, lambda done, total, pair: note(f"block {done + 1}/{total}: {pair[0].op}", done, total))
-    note.end(f"{measured} blocks measured, {oracle.entries()} in {oracle.table.path}")
+def _held_out(oracle, note: "_Progress", space: str, config: str | None, networks: int, calibrate: int) -> list[Blueprint]:
+    """Networks of the space that the calibration has not seen, after calibrating where that was not done before."""
+    seen = oracle.calibrated()
+    sampled = [b for b in _samples(space, config, networks + calibrate + len(seen)) if b.text not in seen]
+    if calibrate and not seen:
+        _fill(oracle, note, sampled)
+        oracle.calibrate(sampled, calibrate, lambda done, total: note(f"calibration network {done + 1}/{total}", done, total))
+        seen = oracle.calibrated()
+    if found := oracle.calibration:
+        note.end(f"calibrated on {found.networks} networks: leave-one-out error {100 * found.error:.1f} %")
+    left = [b for b in sampled if b.text not in seen]
+    step = max(1, len(left) // networks)
+    return left[::step][:networks]
+
+
+def _bench(oracle, note: "_Progress", blueprints: list[Blueprint]) -> dict:
+    _fill(oracle, note, blueprints)
     first, second, seconds = [], [], 0.0
     for values in (first, second):  # two passes, so that the repeat error holds the machine's slow changes
         for index in range(0, len(blueprints), TOGETHER):
@@ -68,24 +86,32 @@ def _bench(oracle, blueprints: list[Blueprint]) -> dict:
             for b, t, p in zip(blueprints, truth, prices, strict=True)
         ],
         "blocks": [{"network": b.text, **row.to_dict()} for b in blueprints for row in oracle.blocks(b)],
-        "accuracy": _accuracy(prices, truth, first, second, [expand(b).macs for b in blueprints]),
+        "accuracy": _accuracy(oracle, blueprints, prices, truth, first, second),
         **_query_times(oracle, blueprints),
         "whole_network_ms": 1e3 * seconds / (2 * len(blueprints)),
     }
 
 
-def _accuracy(prices, truth, first, second, macs) -> dict:
-    """Of the plain sum of blocks: nothing is calibrated, so every network is unseen."""
+def _fill(oracle, note: "_Progress", blueprints: list[Blueprint]) -> None:
+    measured = oracle.fill(blueprints, lambda done, total, pair: note(f"block {done + 1}/{total}: {pair[0].op}", done, total))
+    note.end(f"{measured} blocks measured, {oracle.entries()} in {oracle.table.path}")
+
+
+def _accuracy(oracle, blueprints, prices, truth, first, second) -> dict:
+    """How good the prices of these networks are; what they are compared with: the repeat error, plain sums, and MACs alone."""
     from fastnas.latency import accuracy
 
-    predicted = [price.predicted for price in prices]
+    predicted, macs = [price.predicted for price in prices], [expand(b).macs for b in blueprints]
+    sums = [sum(block.ms for block in oracle.blocks(b)) for b in blueprints]
+    calibration = oracle.calibration
     return {
         "n": len(truth),
         "mape": accuracy.mape(predicted, truth),
         "within_5": accuracy.within(5, predicted, truth),
         "within_10": accuracy.within(10, predicted, truth),
         "repeat_mape": accuracy.mape(first, second),
-        "calibration_networks": 0,
+        "calibration_networks": calibration.networks if calibration else 0,
+        "sum_mape": accuracy.mape(sums, truth),
         "interval_coverage": accuracy.coverage([p.low for p in prices], [p.high for p in prices], truth),
         "kendall_tau": accuracy.kendall_tau(predicted, truth),  # None for one network, as those below
         "macs_mape": accuracy.proportional_mape(macs, truth),
@@ -94,23 +120,31 @@ def _accuracy(prices, truth, first, second, macs) -> dict:
 
 
 def _query_times(oracle, blueprints: list[Blueprint]) -> dict:
-    """Microseconds of one query: of a blueprint asked before, of each in a batch of those, and of a new one of known blocks."""
-    clock, known, new = time.perf_counter, [], []
-    for index in range(QUERIES):
-        blueprint = blueprints[index % len(blueprints)]
+    """Microseconds of one query: of an encoded blueprint, alone and in a batch, and of a new blueprint of known blocks."""
+    import numpy as np
+
+    from fastnas.latency.batch import BatchPricer
+    from fastnas.spaces.spnas import SerialRules, SerialSpace
+
+    clock, new, single, batch = time.perf_counter, [], [], []
+    space = SerialSpace(blueprints[0], SerialRules(max_blocks=max(16, 2 * len(blueprints[0].backbone.code))))
+    pricer, random = BatchPricer(oracle, space), np.random.default_rng(0)
+    genes = np.stack([space.encode(space.sample(random)) for _ in range(200)])
+    genes = genes[random.integers(len(genes), size=BATCH)]
+    for row in genes[:QUERIES]:
         start = clock()
-        oracle(blueprint)
-        known.append(clock() - start)
-    batch = [blueprints[index % len(blueprints)] for index in range(QUERIES)]
-    start = clock()
-    [oracle(blueprint) for blueprint in batch]
-    each = (clock() - start) / len(batch)
+        pricer.one(row)
+        single.append(clock() - start)
+    for _ in range(20):
+        start = clock()
+        pricer(genes)
+        batch.append((clock() - start) / len(genes))
     for blueprint in blueprints * 5:
         oracle.forget(blueprint)
         start = clock()
         oracle(blueprint)
         new.append(clock() - start)
-    return {"query_us": 1e6 * median(known), "batch_query_us": 1e6 * each, "new_query_us": 1e6 * median(new)}
+    return {"query_us": 1e6 * median(single), "batch_query_us": 1e6 * median(batch), "new_query_us": 1e6 * median(new)}
 
 
 def _samples(space: str, config: str | None, count: int) -> list[Blueprint]:
@@ -172,13 +206,19 @@ def _print(result: dict, oracle, blueprints: list[Blueprint]) -> None:
         f" within 10 % {accuracy['within_10']:.0f} %, inside the interval {accuracy['interval_coverage']:.0f} %"
     )
     click.echo(f"timing a network again differs by {accuracy['repeat_mape']:.1f} %")
+    click.echo(
+        f"calibrated on {accuracy['calibration_networks']} other networks; plain sums of blocks: {accuracy['sum_mape']:.1f} % off"
+        if accuracy["calibration_networks"]
+        else "not calibrated: prices are plain sums of blocks (calibrate with: fastnas bench-latency --space NAME)"
+    )
     if accuracy["n"] >= 3:
         click.echo(
             f"Kendall tau {_number(accuracy['kendall_tau'])}; from MACs alone: mean error {accuracy['macs_mape']:.1f} %,"
             f" tau {_number(accuracy['macs_kendall_tau'])}"
         )
     click.echo(
-        f"a query takes {result['query_us']:.1f} us ({result['new_query_us']:.0f} us for a new blueprint),"
+        f"a query takes {result['query_us']:.1f} us, {result['batch_query_us']:.3f} us in a batch of {BATCH:,}"
+        f" ({result['new_query_us']:.0f} us for a blueprint that is not encoded),"
         f" timing a whole network {result['whole_network_ms']:.0f} ms"
     )
 

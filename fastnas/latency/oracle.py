@@ -1,9 +1,9 @@
-"""The oracle: blueprint in, milliseconds with an interval out. Today the plain sum of its measured blocks.
+"""The oracle: blueprint in, milliseconds with an interval out: the calibrated sum of its measured blocks.
 
-Sum: every use of a block counts at its own input shapes (`Network.prices`). Interval: twice the spread of the sum, taking the
-blocks' spreads as independent, and never narrower than FLOOR to either side: a sum of blocks timed alone differs from the whole
-network (data left in caches, layouts kept between blocks) by more than timing noise. There is no calibration yet: a later
-version of this module corrects the sum by networks measured whole and takes the interval from their residuals.
+Sum: every use of a block counts at its own input shapes (`Network.prices`). A table that holds networks measured whole corrects
+the sum and takes the interval from their residuals (`calibration.py`). Without them the sum stands as it is, and its interval is
+twice the spread of the sum, taking the blocks' spreads as independent, and never narrower than FLOOR to either side: a sum of
+blocks timed alone differs from the whole network (data left in caches, layouts kept between blocks) by more than timing noise.
 """
 
 import math
@@ -16,6 +16,7 @@ from fastnas.blueprint import Blueprint
 from fastnas.blueprint.blocks import Shapes, Spec
 from fastnas.blueprint.expand import Network, expand
 from fastnas.errors import InputError
+from fastnas.latency.calibration import MOST, TOO_FAR, Calibration, calibration_of, spread_out
 from fastnas.latency.engines import open_engine
 from fastnas.latency.table import Environment, LatencyTable, default_path
 from fastnas.latency.timing import DENSE, GATHER, QUIET_AGAIN_S, REFERENCES, Mix, Stopwatch, Timing, lowered, mix_of
@@ -23,6 +24,7 @@ from fastnas.models.onnx import block_inputs, block_model, network_inputs, netwo
 
 FLOOR = 0.10  # see bench/results/oracle-onnxruntime.json for how far sums are off
 _REMEMBERED = 100_000  # prices kept in memory
+_TOGETHER = 8  # networks in memory at the same time, timed in interleaved rounds
 
 Priced = tuple[Spec, Shapes]
 
@@ -103,7 +105,7 @@ class Oracle:
         if price is None:
             network, adopted = expand(blueprint), None
             while adopted != self._adopted:  # never a sum of entries from before and after a correction
-                adopted, price = self._adopted, self._sum(network)
+                adopted, price = self._adopted, self._price(network)
             if len(self._prices) >= _REMEMBERED:
                 self._prices.clear()
             self._prices[blueprint] = price
@@ -114,7 +116,7 @@ class Oracle:
         self._prices.pop(blueprint, None)
 
     def blocks(self, blueprint: Blueprint) -> list[BlockPrice]:
-        """What each block contributes; their sum is the prediction."""
+        """What each block contributes; their sum, corrected by the calibration, is the prediction."""
         return [
             BlockPrice(
                 block.name,
@@ -127,7 +129,7 @@ class Oracle:
     def missing(self, blueprints: Iterable[Blueprint]) -> list[Priced]:
         """The distinct (spec, input shapes) that the table lacks, in the order they come up."""
         wanted = dict.fromkeys(pair for blueprint in blueprints for pair in expand(blueprint).prices())
-        return [pair for pair in wanted if self._find(pair) is None]
+        return [pair for pair in wanted if self.find(pair) is None]
 
     def fill(self, blueprints: Iterable[Blueprint], progress: Callable[[int, int, Priced], None] | None = None) -> int:
         """Measures what is missing; returns how many. `progress(done, total, pair)` is called before each."""
@@ -137,6 +139,67 @@ class Oracle:
                 progress(done, len(missing), pair)
             self._timing(pair)
         return len(missing)
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """The line through the networks that the table holds, as far as their blocks are known; None: too few of them.
+
+        One whose error is above TOO_FAR is not used for prices: then a line does not describe this device.
+        """
+        while self._calibration is None:
+            adopted = self._adopted
+            found = calibration_of(self.table.networks(self._row) if self._row else {}, self.find)
+            if adopted == self._adopted:  # never a line through sums from before a correction
+                self._calibration = (found,)
+        return self._calibration[0]
+
+    @property
+    def usable_calibration(self) -> Calibration | None:
+        """The calibration where prices follow it."""
+        found = self.calibration
+        return found if found and found.error <= TOO_FAR else None
+
+    def calibration_note(self) -> str:
+        """One line that says what stands behind the prices."""
+        found = self.calibration
+        if found is None:
+            return "not calibrated: prices are sums of blocks (calibrate with: fastnas bench-latency --space NAME)"
+        if self.usable_calibration is None:
+            return (
+                f"the calibration is not used: its {found.networks} networks are {100 * found.error:.0f} % off a line"
+                " (measure again on a quieter machine, with another --table)"
+            )
+        return f"calibrated on {found.networks} networks, mean error {100 * found.error:.1f} %"
+
+    def calibrated(self) -> set[str]:
+        """Texts of the networks that the calibration is made of."""
+        return set(self.table.networks(self._row)) if self._row else set()
+
+    def calibrate(
+        self, blueprints: Sequence[Blueprint], most: int = MOST, progress: Callable[[int, int], None] | None = None
+    ) -> Calibration | None:
+        """Measures up to `most` of `blueprints` whole, chosen to span their range, and stores them; prices follow from then on.
+
+        Fills in missing blocks first. `progress(done, total)` is called before each group of networks.
+        """
+        self.fill(blueprints)
+        sums = [self._total(expand(blueprint))[0] for blueprint in blueprints]
+        chosen = [blueprints[index] for index in spread_out(sums, most)]
+        for index in range(0, len(chosen), _TOGETHER):
+            group = chosen[index : index + _TOGETHER]
+            if progress:
+                progress(index, len(chosen))
+            stored = False
+            while not stored:  # another process corrected the table meanwhile: measured against the old baselines
+                timings = self.measure_whole_all(group)
+                mixes = [self._mix(expand(blueprint)) for blueprint in group]
+                rows = zip(group, timings, mixes, strict=True)
+                stored = all(self.table.put_network(self._row, b.text, timing, mix) for b, timing, mix in rows)
+                if not stored:
+                    self._adopt(self.table.environment(self.environment))
+        self._calibration = None
+        self._prices.clear()
+        return self.calibration
 
     def entries(self) -> int:
         """How many blocks the table holds for this environment."""
@@ -159,22 +222,29 @@ class Oracle:
         """Milliseconds that a whole network spends with each reference, as far as its blocks are known."""
         mix: Counter[str] = Counter()
         for pair, uses in network.prices().items():
-            if timing := self._find(pair):
+            if timing := self.find(pair):
                 for name, share in mix_of(pair[0]).items():
                     mix[name] += uses * timing.median_ms * share
         return mix or {DENSE: 0.5, GATHER: 0.5}
 
-    def _sum(self, network: Network) -> Price:
+    def _price(self, network: Network) -> Price:
+        total, variance = self._total(network)
+        if calibration := self.usable_calibration:
+            return Price(self.engine.name, *calibration(total))
+        margin = max(2 * math.sqrt(variance), FLOOR * total)
+        return Price(self.engine.name, total, max(total - margin, 0.0), total + margin)
+
+    def _total(self, network: Network) -> tuple[float, float]:
+        """The sum of the blocks in milliseconds, and its variance."""
         total = variance = 0.0
         for pair, uses in network.prices().items():
             timing = self._timing(pair)
             total += uses * timing.median_ms
             variance += (uses * timing.median_ms * timing.spread) ** 2
-        margin = max(2 * math.sqrt(variance), FLOOR * total)
-        return Price(self.engine.name, total, max(total - margin, 0.0), total + margin)
+        return total, variance
 
     def _timing(self, pair: Priced) -> Timing:
-        found = self._find(pair)
+        found = self.find(pair)
         if found is not None:
             return found
         spec, shapes = pair
@@ -193,8 +263,8 @@ class Oracle:
         self._known[pair] = timing
         return timing
 
-    def _find(self, pair: Priced) -> Timing | None:
-        """From memory, else from the table (another process may have measured it since it was opened)."""
+    def find(self, pair: Priced) -> Timing | None:
+        """What the table holds of a block; None: nothing. Another process may have measured it since the table was opened."""
         timing = self._known.get(pair)
         if timing is None:
             key = pair[0].key(pair[1])
@@ -216,6 +286,7 @@ class Oracle:
         self._stored = self.table.entries(row) if row else {}  # by block key
         self._known: dict[Priced, Timing] = {}
         self._prices: dict[Blueprint, Price] = {}
+        self._calibration: tuple[Calibration | None] | None = None  # None: not computed yet
         self._adopted += 1
         if row and self._watch:
             self._watch.baselines = row.baselines

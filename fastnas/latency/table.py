@@ -11,19 +11,21 @@ import os
 import sqlite3
 import tempfile
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from fastnas.errors import FastnasError, InputError
 from fastnas.files import cache_folder, fsync_dir, fsync_file
-from fastnas.latency.timing import Timing, lowered, reference_of
+from fastnas.latency.timing import REFERENCES, Timing, lowered, reference_of
 
 APPLICATION = 0x466E4C74  # "FnLt", in bytes 68 to 71 of the file
-VERSION = 1  # of the schema, in bytes 60 to 63
+VERSION = 2  # of the schema, in bytes 60 to 63
 _MAGIC = b"SQLite format 3\0"
 _DAMAGE = sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB  # the first: a table or column is missing
 _WAIT_S = 20  # for another process that is writing
-_SCHEMA = """
+_ENTRIES = """
 CREATE TABLE environments (
     id INTEGER PRIMARY KEY,
     hash TEXT NOT NULL UNIQUE,          -- SHA-256 of description
@@ -39,6 +41,19 @@ CREATE TABLE entries (
     count INTEGER NOT NULL,
     measured_at TEXT NOT NULL,          -- UTC, ISO 8601
     PRIMARY KEY (environment, block)
+) WITHOUT ROWID;
+"""
+_NETWORKS = """
+CREATE TABLE networks (                 -- measured whole, for the calibration; since schema 2
+    environment INTEGER NOT NULL REFERENCES environments(id),
+    text TEXT NOT NULL,                 -- one-line form of the blueprint
+    median_ms REAL NOT NULL CHECK (median_ms > 0),
+    min_ms REAL NOT NULL,
+    spread REAL NOT NULL,
+    count INTEGER NOT NULL,
+    measured_at TEXT NOT NULL,
+    mix TEXT NOT NULL,                  -- JSON: milliseconds in it that drift with each reference
+    PRIMARY KEY (environment, text)
 ) WITHOUT ROWID;
 """
 
@@ -80,9 +95,25 @@ class LatencyTable:
         if version > VERSION:
             self.close()
             raise _newer(self.path, version)
+        self._knows_networks = version >= 2
+        if version < VERSION and writable:
+            self._upgrade()
+
+    def _upgrade(self) -> None:
+        """Schema 1 had no whole networks. Another process may do the same at the same moment."""
+        with self.transaction():
+            self._query(_NETWORKS.replace("CREATE TABLE", "CREATE TABLE IF NOT EXISTS"))
+            self._query(f"PRAGMA user_version={VERSION}")
+        self._knows_networks = True
 
     def close(self) -> None:
         self._db.close()
+
+    def check(self) -> None:
+        """Reads the whole file. Raises InputError where SQLite finds it damaged."""
+        found = [row[0] for row in self._query("PRAGMA integrity_check(1)")]
+        if found != ["ok"]:
+            raise self.damaged("; ".join(map(str, found)))
 
     def environment(self, description: dict) -> Environment | None:
         """The row of this environment, None where nothing was measured in it."""
@@ -102,23 +133,36 @@ class LatencyTable:
 
         An entry is its block's time over its reference's, times the baseline: new over old makes it what it would have been.
         """
-        self._query("BEGIN IMMEDIATE")
-        try:
+        with self.transaction():
             [[text]] = self._query("SELECT baselines FROM environments WHERE id = ?", environment.id)
             stored = self._baselines(text)
             baselines = lowered(stored, measured)
             for block in self.entries(environment):
-                name = self._reference(block)
+                name = self.reference(block)
                 factor = baselines[name] / stored[name]
                 update = "UPDATE entries SET median_ms = median_ms * ?, min_ms = min_ms * ? WHERE environment = ? AND block = ?"
                 self._query(update, factor, factor, environment.id, block)
+            for network, (_, mix) in self.networks(environment).items():
+                factor = mixed_factor({name: baselines[name] / stored[name] for name in mix}, mix)
+                update = "UPDATE networks SET median_ms = median_ms * ?, min_ms = min_ms * ? WHERE environment = ? AND text = ?"
+                self._query(update, factor, factor, environment.id, network)
             text = json.dumps(baselines)
             self._query("UPDATE environments SET baselines = ? WHERE id = ?", text, environment.id)
+        return Environment(environment.id, baselines, text)
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All that is written inside becomes durable together, or nothing of it. May be nested."""
+        if self._db.in_transaction:
+            yield
+            return
+        self._query("BEGIN IMMEDIATE")
+        try:
+            yield
             self._query("COMMIT")
         finally:
             if self._db.in_transaction:
                 self._db.rollback()
-        return Environment(environment.id, baselines, text)
 
     def environments(self) -> list[dict]:
         """Descriptions of all environments, each with its number of `entries`."""
@@ -132,9 +176,8 @@ class LatencyTable:
 
         False where nothing was stored because another process has lowered the baselines that `environment` holds.
         """
-        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         insert = "INSERT OR REPLACE INTO entries SELECT id, ?, ?, ?, ?, ?, ? FROM environments WHERE id = ? AND baselines = ?"
-        values = timing.median_ms, timing.min_ms, timing.spread, timing.count, now
+        values = timing.median_ms, timing.min_ms, timing.spread, timing.count, _now()
         return bool(self._query(f"{insert} RETURNING block", block, *values, environment.id, environment.stored))
 
     def get(self, environment: Environment, block: str) -> Timing | None:
@@ -146,6 +189,27 @@ class LatencyTable:
         """All entries of an environment by block key."""
         rows = self._query("SELECT block, median_ms, min_ms, spread, count FROM entries WHERE environment = ?", environment.id)
         return {block: self._entry(*values) for block, *values in rows}
+
+    def put_network(self, environment: Environment, text: str, timing: Timing, mix: Mapping[str, float]) -> bool:
+        """Stores a network that was measured whole, as `put` stores a block. mix: milliseconds that drift with each reference."""
+        insert = "INSERT OR REPLACE INTO networks SELECT id, ?, ?, ?, ?, ?, ?, ? FROM environments WHERE id = ? AND baselines = ?"
+        values = timing.median_ms, timing.min_ms, timing.spread, timing.count, _now(), json.dumps(dict(mix))
+        return bool(self._query(f"{insert} RETURNING text", text, *values, environment.id, environment.stored))
+
+    def networks(self, environment: Environment) -> dict[str, tuple[Timing, dict[str, float]]]:
+        """Networks measured whole, by text: their timing, and the milliseconds in them that drift with each reference."""
+        if not self._knows_networks:
+            return {}
+        query = "SELECT text, median_ms, min_ms, spread, count, mix FROM networks WHERE environment = ? ORDER BY text"
+        return {
+            text: (self._entry(*values), self._mix(mix)) for text, *values, mix in self._query(query, environment.id)
+        }
+
+    def _mix(self, text) -> dict[str, float]:
+        mix = self._object(text, "a mix")
+        if set(mix) - set(REFERENCES) or not all(_is_number(v) and v >= 0 for v in mix.values()) or sum(mix.values()) <= 0:
+            raise self.damaged(f"a mix is {text!r}")
+        return mix
 
     def damaged(self, what: str) -> InputError:
         """What to raise for content that fastnas cannot have written."""
@@ -163,7 +227,7 @@ class LatencyTable:
             raise self.damaged(f"baselines are {text!r}")
         return baselines
 
-    def _reference(self, block: str) -> str:
+    def reference(self, block: str) -> str:
         try:
             return reference_of(block)
         except (ValueError, KeyError, TypeError):
@@ -187,6 +251,15 @@ class LatencyTable:
             raise FastnasError(f"the latency table {self.path} failed: {error}") from None
 
 
+def mixed_factor(factors: Mapping[str, float], mix: Mapping[str, float]) -> float:
+    """What a network's time is multiplied by when its references' are: the mean, weighted by the milliseconds of each."""
+    return sum(share * factors[name] for name, share in mix.items()) / sum(mix.values())
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
 def _is_number(value) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
@@ -204,7 +277,7 @@ def _create(path: Path) -> None:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
         os.close(handle)
         db = sqlite3.connect(temporary)
-        db.executescript(f"PRAGMA application_id={APPLICATION}; PRAGMA user_version={VERSION}; {_SCHEMA}")
+        db.executescript(f"PRAGMA application_id={APPLICATION}; PRAGMA user_version={VERSION}; {_ENTRIES}{_NETWORKS}")
         db.execute("PRAGMA journal_mode=WAL")
         db.close()
         fsync_file(Path(temporary))

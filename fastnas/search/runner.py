@@ -88,6 +88,7 @@ def _drive(study: Study, config: SearchConfig, train: DetectionData, val: Detect
     listener.note(f"latency: {oracle.environment['engine']} {oracle.environment['version']}, table {oracle.table.path}")
     if oracle.note:
         listener.note(f"latency: {oracle.note}")
+    listener.note(f"latency: {oracle.calibration_note()}")
     driver = Driver(
         study,
         config,

@@ -6,6 +6,7 @@ list of stages of (digit, origin) pairs, so the origin of every block in the par
 """
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,8 +15,11 @@ from fastnas.blueprint import Blueprint
 from fastnas.blueprint.code import BlueprintError, positions
 from fastnas.blueprint.expand import stage_block_name
 from fastnas.errors import InputError
+from fastnas.spaces.genes import END, Transition
 from fastnas.spaces.space import Mutation
 
+SYMBOLS = "12-"  # of a code, in the order of their genes
+_GENES = bytes.maketrans(SYMBOLS.encode(), bytes(range(len(SYMBOLS))))
 Gene = tuple[str, str | None]  # digit, name of the parent's block (None: new)
 Genome = list[list[Gene]]
 TRIES = 200
@@ -93,6 +97,66 @@ class SerialSpace:
                 continue  # too many blocks, stages or channels
             return Mutation(child, tuple(done), _block_map(genome, parent, child))
         return None
+
+    # ------------------------------------------------------------------------------------------------------------------
+    # Genes (see genes.py): the characters of the code. A state is (stage, doublings, whether its stage has no block yet).
+
+    symbols = len(SYMBOLS)
+
+    @property
+    def width(self) -> int:
+        return self.rules.max_blocks + self.rules.max_stages - 1
+
+    def encode(self, blueprint: Blueprint) -> np.ndarray:
+        return np.frombuffer(blueprint.backbone.code.encode().translate(_GENES).ljust(self.width, b"\xff"), np.uint8)
+
+    def decode(self, genes: np.ndarray) -> Blueprint:
+        code = "".join(SYMBOLS[gene] for gene in genes[: self.width] if gene != END)
+        return self.ancestor.replace(backbone=_with_code(self.ancestor.backbone, code))
+
+    def transitions(self) -> Iterator[Transition]:
+        for stage in range(self.rules.max_stages):
+            for doublings in range(self.rules.max_blocks + 1):
+                before = self._standing_for(stage, doublings)
+                yield from self._from_state(stage, doublings, before)
+
+    def accepting(self, state: int) -> bool:
+        return state % 2 == 1
+
+    def _from_state(self, stage: int, doublings: int, before: Blueprint | None) -> Iterator[Transition]:
+        """Blocks added to this stage, and the first block of the next one, which also pays for what a new level brings."""
+        start = self._state(stage, doublings)
+        if stage == 0 and doublings == 0:
+            for symbol, more in (("1", 0), ("2", 1)):
+                yield Transition(0, SYMBOLS.index(symbol), self._state(0, more), None, self._with(symbol))
+        if before is None:
+            return
+        for symbol, more in (("1", 0), ("2", 1)):
+            end = self._state(stage, doublings + more)
+            if (after := self._with(f"{before.backbone.code}{symbol}")) is not None:
+                yield Transition(start, SYMBOLS.index(symbol), end, before, after)
+        if stage + 1 == self.rules.max_stages:
+            return
+        boundary = start + 1
+        yield Transition(start, SYMBOLS.index("-"), boundary, None, None)
+        for symbol, more in (("1", 0), ("2", 1)):
+            end = self._state(stage + 1, doublings + more)
+            if (after := self._with(f"{before.backbone.code}-{symbol}")) is not None:
+                yield Transition(boundary, SYMBOLS.index(symbol), end, before, after)
+
+    def _state(self, stage: int, doublings: int) -> int:
+        """Odd: a stage that has a block. The even number after it: just behind its boundary. 0: the start."""
+        return 1 + 2 * (stage * (self.rules.max_blocks + 1) + doublings)
+
+    def _standing_for(self, stage: int, doublings: int) -> Blueprint | None:
+        """A blueprint in this state; None where there is none (too many channels)."""
+        return self._with("2" * doublings + "-1" * stage if doublings else "1" + "-1" * stage)
+
+    def _with(self, code: str) -> Blueprint | None:
+        try:
+            return self.ancestor.replace(backbone=_with_code(self.ancestor.backbone, code))
+        except BlueprintError:
+            return None
 
     def _draw(self, genome: Genome, rng: np.random.Generator) -> tuple[Genome, str]:
         rules, draw = self.rules, rng.random()

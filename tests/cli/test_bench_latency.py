@@ -105,3 +105,19 @@ def _entries(path) -> int:
         return sum(environment["entries"] for environment in table.environments())
     finally:
         table.close()
+
+
+def test_a_space_is_calibrated_once_and_compared_on_others(tmp_path):
+    config, table = tmp_path / "small.yaml", tmp_path / "latency.db"
+    config.write_text(f"space: spnas\nancestor: {SMALL}\nrules: {{max_blocks: 4, max_stages: 2}}\n")
+    arguments = ("--space", "spnas", "--config", config, "--table", table, "--networks", "2", "--calibrate", "5")
+    result = run(*arguments)
+    with closing(sqlite3.connect(table)) as db:
+        calibrated = {text for (text,) in db.execute("SELECT text FROM networks")}
+    held_out = {network["text"] for network in result["networks"]}
+    assert len(calibrated) == result["accuracy"]["calibration_networks"] == 5 and len(held_out) == 2
+    assert not held_out & calibrated, "accuracy is of networks that the calibration has not seen"
+    assert result["accuracy"]["sum_mape"] > 0
+    again = run(*arguments)
+    assert again["entries"] == result["entries"] and again["accuracy"]["calibration_networks"] == 5
+    assert not {network["text"] for network in again["networks"]} & calibrated

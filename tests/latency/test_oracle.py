@@ -266,3 +266,49 @@ def test_whole_networks_are_timed_together(filled):
         timings = oracle.measure_whole_all([SMALL, DEEPER])
     assert len(timings) == 2 and all(timing.median_ms > 0 and timing.spread >= 0 for timing in timings)
     assert timings[0].count == timings[1].count
+
+
+def family(count: int) -> list:
+    """Small networks of different size."""
+    codes = ["1", "1-1", "1-2", "11-2", "1-21", "1-2-1", "11-21-1", "111-211"]
+    return [parse(f"64x64/basic:{code},base=8/fpn:8/rpn:20,topk=50/rcnn:16,detections=10/classes:3") for code in codes[:count]]
+
+
+def test_calibration_is_stored_and_corrects_prices(tmp_path, monkeypatch):
+    path, networks = tmp_path / "latency.db", family(7)
+    with Oracle.open(path) as oracle:
+        assert oracle.calibration is None and "not calibrated" in oracle.calibration_note()
+        oracle.fill(networks)
+        sums = [oracle(network).predicted for network in networks]
+
+        def measured(chosen):  # whole networks take 1.25 x the sum of their blocks
+            return [Timing(1.25 * sums[networks.index(network)], 1.0, 0.01, 9) for network in chosen]
+
+        monkeypatch.setattr(oracle, "measure_whole_all", measured)
+        assert oracle.calibrate(networks[:6]).networks == 6
+        assert oracle.calibrated() == {network.text for network in networks[:6]}
+        price = oracle(networks[6])
+        assert price.predicted == pytest.approx(1.25 * sums[6], rel=0.02) and price.low < price.predicted < price.high
+        assert "calibrated on 6 networks" in oracle.calibration_note()
+    with Oracle.open(path, measure=False) as oracle:
+        assert oracle(networks[6]) == price
+
+
+def test_calibration_far_off_a_line_is_not_used(tmp_path, monkeypatch):
+    networks = family(6)
+    with Oracle.open(tmp_path / "latency.db") as oracle:
+        oracle.fill(networks)
+        plain = oracle(networks[0])
+        factors = iter([1.0, 3.0, 0.6, 2.5, 0.5, 4.0])
+        monkeypatch.setattr(oracle, "measure_whole_all", lambda chosen: [Timing(next(factors), 0.1, 0.0, 9) for _ in chosen])
+        oracle.calibrate(networks)
+        assert oracle(networks[0]) == plain and "not used" in oracle.calibration_note()
+
+
+def test_networks_that_this_version_cannot_read_are_left_out(filled, tmp_path):
+    path = tmp_path / "copy.db"
+    path.write_bytes(filled.read_bytes())
+    with Oracle.open(path) as oracle:
+        for text in ("64x64/transformer:9/classes:3", DEEPER.text):  # a part of the future; blocks that are not measured
+            assert oracle.table.put_network(oracle._row, text, Timing(1.0, 1.0, 0.0, 9), {"dense": 1.0})
+        assert oracle.calibration is None and len(oracle.calibrated()) == 2

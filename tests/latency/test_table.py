@@ -5,6 +5,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 
 import pytest
 
@@ -72,6 +73,7 @@ def test_two_writers(path):
 
 WRITER = """
 import sys
+from contextlib import closing
 from fastnas.latency.table import LatencyTable
 from fastnas.latency.timing import Timing
 table = LatencyTable(sys.argv[1])
@@ -232,3 +234,34 @@ def test_default_path(monkeypatch, tmp_path):
     monkeypatch.delenv("FASTNAS_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert default_path() == tmp_path / "fastnas" / "latency.db"
+
+
+def test_networks_are_kept_with_what_they_drift_with(tmp_path):
+    table = LatencyTable(tmp_path / "latency.db")
+    environment = table.add_environment({"engine": "test"}, {"dense": 1.0, "gather": 2.0})
+    timing = Timing(8.0, 7.5, 0.01, 9)
+    assert table.networks(environment) == {}
+    assert table.put_network(environment, "a network", timing, {"dense": 3.0, "gather": 1.0})
+    assert table.networks(environment) == {"a network": (timing, {"dense": 3.0, "gather": 1.0})}
+    lowered = table.lower_baselines(environment, {"dense": 0.8, "gather": 2.0})
+    found, _ = table.networks(lowered)["a network"]
+    assert found.median_ms == pytest.approx(8.0 * (0.75 * 0.8 + 0.25)) and found.count == 9
+    assert not table.put_network(environment, "late", timing, {"dense": 1.0}), "measured against baselines that are gone"
+
+
+def test_a_table_of_schema_1_is_upgraded_where_it_may_be_written(tmp_path):
+    path = tmp_path / "latency.db"
+    table = LatencyTable(path)
+    environment = table.add_environment({"engine": "test"}, {"dense": 1.0, "gather": 2.0})
+    table.close()
+    with closing(sqlite3.connect(path)) as db:
+        db.executescript("DROP TABLE networks; PRAGMA user_version=1")
+    reading = LatencyTable(path, writable=False)
+    assert reading.networks(environment) == {}
+    reading.close()
+    writing = LatencyTable(path)
+    assert writing.put_network(environment, "a network", Timing(1.0, 1.0, 0.0, 9), {"dense": 1.0})
+    writing.close()
+    again = LatencyTable(path, writable=False)
+    assert list(again.networks(environment)) == ["a network"]
+    again.close()
