@@ -19,9 +19,10 @@ from _table import table
 
 from fastnas.files import write_atomic
 
-NEEDED = ["torch", "torchvision", "setuptools", "pytest"]
+NEEDED = ["torch", "torchvision", "setuptools", "pybind11", "pytest"]
 # What is left out where a package is missing.
 WISHED = {
+    "pydantic": "no training step is timed",
     "hypothesis": "the test files that import it cannot be read",
     "triton": "no torch.compile as a peer",
     "timm": "no StdConv2d as a peer",

@@ -5,7 +5,7 @@
 #   bench/gpu.sh [DIR]     DIR: where NAME-OF-THE-GPU.json goes and logs/ with what each stage printed (default bench/results,
 #                          logs in build/gpu)
 #
-# Needs: python3 with torch for CUDA, torchvision, setuptools and pytest, nvcc, a C++ compiler. No network. Packages may lie in a
+# Needs: python3 with torch for CUDA, torchvision, setuptools, pybind11 and pytest, nvcc, a C++ compiler. No network. Packages may be in a
 # folder named by PYTHONPATH. Variables: PYTHON (python3), SECONDS_PER_ROW (0.3), MINUTES (8.5, the limit of the whole).
 # Every stage has its own limit, and its failure does not stop the later ones. Exits with 1 if any failed, 2 if nothing can run.
 set -uo pipefail
@@ -65,7 +65,7 @@ if sanitizer=$(command -v compute-sanitizer || ls "${CUDA_HOME:-/usr/local/cuda}
     ours=(--kernel-name kns=fastnas)
     [ "$tool" = initcheck ] && ours=()
     stage "sanitizer-$tool" 110 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 "$sanitizer" --tool "$tool" "${ours[@]}" \
-      --target-processes all --report-api-errors no --log-file "$logs/$tool.txt" "${pytest[@]}" -m sanitizer "${tests[@]}" &
+      --target-processes all --report-api-errors no --print-limit 5000 --log-file "$logs/$tool.txt" "${pytest[@]}" -m sanitizer "${tests[@]}" &
   done
   wait
 else

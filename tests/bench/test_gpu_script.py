@@ -47,7 +47,7 @@ while [ $# -gt 0 ]; do
   case $1 in
     --tool) tool=$2; shift ;;
     --log-file) log=$2; shift ;;
-    --kernel-name | --target-processes | --report-api-errors) shift ;;
+    --kernel-name | --target-processes | --report-api-errors | --print-limit) shift ;;
     *) break ;;
   esac
   shift

@@ -238,3 +238,14 @@ def test_the_bound_is_no_peer(bench):
     row = bench._compare({name: {"median_ms": time, "min_ms": time} for name, time in taken.items()}, "for free")
     assert (row["strongest"], row["speedup_median"], row["bound_median"]) == ("others", 1.5, 2.0)
     assert set(row["speedup"]) == {"others"}
+
+
+def test_the_gpu_is_described_by_nvidia_smi(bench, tmp_path, monkeypatch):
+    record = importlib.import_module("_record")
+    script = tmp_path / "nvidia-smi"
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    script.write_text("#!/bin/sh\n[ \"$1\" = --id=1 ] && echo '580.1, 1980 MHz, 3201 MHz, 1980 MHz, 40, 300.00 W, 700.00 W, 0 %'\n")
+    script.chmod(0o755)
+    facts = record.gpu_facts(torch.device("cuda", 1))
+    assert facts["driver_version"] == "580.1" and facts["clocks.sm"] == "1980 MHz" and facts["utilization.gpu"] == "0 %"
+    assert record.gpu_facts(torch.device("cuda", 0)) == {}
