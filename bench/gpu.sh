@@ -5,8 +5,9 @@
 #   bench/gpu.sh [DIR]     DIR: where NAME-OF-THE-GPU.json goes and logs/ with what each stage printed (default bench/results,
 #                          logs in build/gpu)
 #
-# Needs: python3 with torch for CUDA, torchvision, setuptools, pybind11 and pytest, nvcc, a C++ compiler. No network. Packages may be in a
-# folder named by PYTHONPATH. Variables: PYTHON (python3), SECONDS_PER_ROW (0.3), MINUTES (8.5, the limit of the whole).
+# Needs: python3 with torch for CUDA, torchvision, setuptools, pybind11 and pytest, nvcc, a C++ compiler. No network: a package that
+# is missing may lie in a folder named by PYTHONPATH. Variables: PYTHON (python3), SECONDS_PER_ROW (0.3), MINUTES (8.5, the limit of
+# the whole).
 # Every stage has its own limit, and its failure does not stop the later ones. Exits with 1 if any failed, 2 if nothing can run.
 set -uo pipefail
 SECONDS=0
@@ -37,7 +38,7 @@ note() { # NAME STATUS SECONDS REMARK
 }
 
 stage() { # NAME LIMIT COMMAND...
-  local name=$1 limit=$2 left=$((deadline - SECONDS)) start=$SECONDS status
+  local name=$1 limit=$2 left=$((deadline - SECONDS)) start=$SECONDS status last
   shift 2
   if [ "$left" -lt "$limit" ]; then limit=$left; fi
   if [ "$limit" -lt 5 ]; then note "$name" FAILED 0 "not run: no time was left"; return; fi
@@ -46,7 +47,10 @@ stage() { # NAME LIMIT COMMAND...
   case $status in
     0) note "$name" ok $((SECONDS - start)) "" ;;
     124 | 137) note "$name" FAILED $((SECONDS - start)) "stopped at its limit of $limit s" ;;
-    *) note "$name" FAILED $((SECONDS - start)) "exit status $status: $(tail -n 1 "$logs/$name.log" | tr '\t' ' ' | cut -c 1-160)" ;;
+    *)
+      last=$(tail -n 1 "$logs/$name.log" | tr '\t' ' ' | cut -c 1-160)
+      note "$name" FAILED $((SECONDS - start)) "exit status $status: $last"
+      ;;
   esac
 }
 
@@ -65,7 +69,8 @@ if sanitizer=$(command -v compute-sanitizer || ls "${CUDA_HOME:-/usr/local/cuda}
     ours=(--kernel-name kns=fastnas)
     [ "$tool" = initcheck ] && ours=()
     stage "sanitizer-$tool" 110 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 "$sanitizer" --tool "$tool" "${ours[@]}" \
-      --target-processes all --report-api-errors no --print-limit 5000 --log-file "$logs/$tool.txt" "${pytest[@]}" -m sanitizer "${tests[@]}" &
+      --target-processes all --report-api-errors no --print-limit 5000 --log-file "$logs/$tool.txt" \
+      "${pytest[@]}" -m sanitizer "${tests[@]}" &
   done
   wait
 else
