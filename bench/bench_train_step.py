@@ -6,8 +6,6 @@ result, so what is left is convolutions, linear layers, losses and optimizer; by
 (`bound_median`, `bound_min` of a row).
 
 The learning rate is 0, so that every step does the same work on the same weights. Losses are compared before anything is timed.
-Two-stage detectors have the losses of fastnas.train; one-stage ones, which it does not train, the focal loss (Lin et al., ICCV
-2017, with EfficientDet's gamma 1.5) over all anchors and smooth L1 over the matched ones.
 """
 
 from collections.abc import Iterator
@@ -16,16 +14,13 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 
 import torch
-import torch.nn.functional as F
 from _bench import Case, main
 from _peers import PEERS, Replay, Swap, available
 from torch import Tensor, nn
-from torchvision.ops import sigmoid_focal_loss
 
 from fastnas.blueprint import PRESETS, Blueprint, parse
 from fastnas.models import build
-from fastnas.models.boxes import encode
-from fastnas.train.losses import detection_losses, match, pairwise_iou
+from fastnas.train.losses import detection_losses
 from fastnas.train.precision import autocast
 
 GOAL = 1.5  # in bf16
@@ -77,8 +72,6 @@ class Step:
         self.rng.manual_seed(0)
         # New tensors of the package's box arithmetic belong on the device of the features.
         with torch.device(self.device) if self.device.type != "cpu" else nullcontext(), autocast(self.precision, self.device):
-            if not hasattr(self.model, "regions"):
-                return one_stage_losses(self.model, self.images, self.targets)
             return detection_losses(self.model, self.images, self.targets, self.size.sampling, self.rng)
 
     def __call__(self) -> dict[str, Tensor]:
@@ -88,20 +81,6 @@ class Step:
         nn.utils.clip_grad_norm_(self.model.parameters(), 5.0, foreach=True)
         self.optimizer.step()
         return losses
-
-
-def one_stage_losses(model: nn.Module, images: Tensor, targets: list) -> dict[str, Tensor]:
-    logits, codes, anchors = model.outputs(model.dense(images))
-    wanted, box, matches = torch.zeros_like(logits), logits.new_zeros(()), 0
-    for image, target in enumerate(targets):
-        matched = match(pairwise_iou(target.boxes, anchors), 0.5, 0.5, rescue=True)
-        positive = (matched >= 0).nonzero()[:, 0]
-        wanted[image, positive, target.labels[matched[positive]] - 1] = 1
-        aims = encode(target.boxes[matched[positive]], anchors[positive], (1.0, 1.0, 1.0, 1.0))
-        box = box + F.smooth_l1_loss(codes[image, positive], aims, beta=0.1, reduction="sum")
-        matches += len(positive)
-    focal = sigmoid_focal_loss(logits, wanted, alpha=0.25, gamma=1.5, reduction="sum")
-    return {"class": focal / max(1, matches), "box": box / max(1, matches)}
 
 
 def target(size: tuple[int, int], classes: int, seed: int, device: torch.device, count: int = 8) -> SimpleNamespace:
