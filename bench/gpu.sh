@@ -68,7 +68,7 @@ for file in "${benchmarks[@]}"; do
 done
 
 # Only files that hold such tests: what others import need not be installed here.
-mapfile -t tests < <(grep -rlE --include='test_*.py' 'mark\.(cuda|sanitizer)' tests)
+mapfile -t tests < <(grep -rlE --include='test_*.py' 'mark\.cuda' tests)
 pytest=("$python" -m pytest -q -p no:cacheprovider --continue-on-collection-errors)
 stage tests 120 "${pytest[@]}" -m cuda --junitxml="$logs/tests.xml" "${tests[@]}"
 

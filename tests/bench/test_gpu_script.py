@@ -7,6 +7,7 @@ import importlib
 import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -181,11 +182,16 @@ def test_a_python_that_is_not_there_is_one_line():
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "no python-x" in done.stderr
 
 
-def test_every_cuda_source_has_a_test_for_the_sanitizer():
-    tests = {path.stem.removeprefix("test_"): path.read_text() for path in (ROOT / "tests" / "ops").glob("test_*.py")}
+def test_every_cuda_source_has_tests_for_the_sanitizer():
+    folder = ROOT / "tests" / "ops"
+    chosen = runpy.run_path(str(folder / "conftest.py"))["SANITIZED"]
     for source in sorted(ROOT.glob("csrc/cuda/*.cu")):
-        found = [name for name, text in tests.items() if source.stem.startswith(name) and "mark.sanitizer" in text]
-        assert found, f"{source.name}: mark a small CUDA test in tests/ops/test_{source.stem}.py with pytest.mark.sanitizer"
+        stems = [stem for stem in chosen if source.stem.startswith(stem.removeprefix("test_").removesuffix("_cuda"))]
+        files = [folder / f"{stem}.py" for stem in stems if (folder / f"{stem}.py").is_file()]
+        assert files, f"{source.name}: name its small CUDA tests in tests/ops/conftest.py"
+        for file in files:
+            missing = [name for name in chosen[file.stem] if f"def {name}(" not in file.read_text()]
+            assert not missing, f"tests/ops/conftest.py names {missing}, which {file.name} does not have"
 
 
 def test_findings_are_told_apart(tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ The summary of the kernels is written to build/cuda-kernels-NAME.json and is a p
 import dataclasses
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -54,11 +55,22 @@ def test_there_are_cuda_sources():
     assert SOURCES
 
 
+@pytest.fixture(scope="module")
+def for_sm_90(setup, toolkit, tmp_path_factory):
+    """Source -> its kernels, on their way in as many processes as there are cores."""
+    folder = tmp_path_factory.mktemp("cubins")
+
+    def compile_one(source):
+        return ptxas.compile_source(ptxas.compile_command(setup, toolkit, source, "9.0", folder / f"{source.stem}.cubin"))
+
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        yield {source: pool.submit(compile_one, source) for source in SOURCES}
+
+
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
-def test_kernels_of_one_architecture(setup, toolkit, source, tmp_path, record_property):
-    """Device code alone, for sm_90: cheap enough for every run."""
-    command = ptxas.compile_command(setup, toolkit, source, "9.0", tmp_path / "kernels.cubin")
-    kernels, other_lines = ptxas.compile_source(command)
+def test_kernels_of_one_architecture(for_sm_90, source, record_property):
+    """Device code alone: cheap enough for every run."""
+    kernels, other_lines = for_sm_90[source].result()
     keep(f"{source.stem}-sm_90", kernels, record_property)
     check(kernels, other_lines, ["9.0"])
 

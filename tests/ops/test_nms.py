@@ -168,7 +168,6 @@ def gpu() -> str:
 
 
 @pytest.mark.cuda
-@pytest.mark.sanitizer
 @pytest.mark.parametrize("make", [uniform, clustered, integral])
 @pytest.mark.parametrize("count", [0, 1, 63, 64, 65, 1000, 5000])
 def test_cuda_gives_the_indices_of_the_cpu(gpu, make, count):
