@@ -18,4 +18,27 @@ STABLE_TORCH_LIBRARY(fastnas, m) {
   m.def(
       "roi_align_backward(Tensor grad, Tensor boxes, int batch, int[] heights, int[] widths, bool[] channels_last, "
       "float[] scales, int sampling_ratio, bool aligned, float canonical_size, float canonical_level) -> Tensor[]");
+
+  // inputs: two or three [N, C, h, w] of the node's size [H, W] or one level from it, weights [inputs] (method "sum": none)
+  // -> [N, C, H, W]. method: fast, softmax, sum; activation: none, relu, silu; padding of the pooling: same, symmetric.
+  m.def(
+      "weighted_fusion(Tensor[] inputs, Tensor? weights, int[] size, str method, str activation, str padding, float eps) "
+      "-> Tensor");
+
+  // grad [N, C, H, W] -> gradients of the inputs, then, unless the method is "sum", of the weights.
+  m.def(
+      "weighted_fusion_backward(Tensor grad, Tensor[] inputs, Tensor? weights, int[] size, str method, str activation, "
+      "str padding, float eps) -> Tensor[]");
+
+  // boxes [N, 4] or [images, N, 4], scores and idxs [N] or [images, N] -> indices [max_output] or [images, max_output], int64,
+  // -1 after the last kept box, and how many were kept, [] or [images] int64, on the device of the boxes.
+  m.def(
+      "nms_padded(Tensor boxes, Tensor scores, float iou_threshold, int max_output, Tensor? idxs=None, "
+      "float? score_threshold=None) -> (Tensor, Tensor)");
+
+  // boxes [N, 4], scores [N], idxs [N] -> indices [K] int64, rescored [K] in the type of the scores, best first, and
+  // decay [K], fp32 or fp64: rescored = scores[indices] * decay.
+  m.def(
+      "soft_nms(Tensor boxes, Tensor scores, bool gaussian, float iou_threshold, float sigma, float score_threshold, "
+      "int max_output, Tensor? idxs=None) -> (Tensor, Tensor, Tensor)");
 }

@@ -4,7 +4,19 @@ Every function takes tensors of one device; `build_info()` tells what was built,
 """
 
 from fastnas.ops._library import build_info
-from fastnas.ops.nms import batched_nms, nms
+from fastnas.ops.nms import batched_nms, nms, nms_padded
 from fastnas.ops.roi_align import multiscale_roi_align, roi_align
+from fastnas.ops.soft_nms import soft_nms
+from fastnas.ops.weighted_fusion import WeightedFusion, weighted_fusion
 
-__all__ = ["batched_nms", "build_info", "multiscale_roi_align", "nms", "roi_align"]
+__all__ = [
+    "WeightedFusion",
+    "batched_nms",
+    "build_info",
+    "multiscale_roi_align",
+    "nms",
+    "nms_padded",
+    "roi_align",
+    "soft_nms",
+    "weighted_fusion",
+]
