@@ -80,11 +80,12 @@ def effdet_names(network: Network, block: Block, key: str) -> list[str]:
 
 
 def _without_wrapper(source: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Without the prefix that a training bench or DistributedDataParallel puts before every name."""
+    """Without the prefix that a training bench or DistributedDataParallel puts before every name, and without a bench's anchors."""
+    source = {name: tensor for name, tensor in source.items() if not name.endswith("anchors.boxes")}
     for prefix in ("module.", "model."):
         if source and all(name.startswith(prefix) for name in source):
             source = {name.removeprefix(prefix): tensor for name, tensor in source.items()}
-    return {name: tensor for name, tensor in source.items() if name != "anchors.boxes"}
+    return source
 
 
 def _edge(layer: str) -> str:

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastnas.blueprint import blocks as spec
+from fastnas.ops import GroupNormAct
 
 
 class Conv2d(nn.Conv2d):
@@ -26,8 +27,25 @@ def conv(cin: int, cout: int, kernel: int, stride: int = 1, groups: int = 1, bia
     return Conv2d(cin, cout, kernel, stride, padding=kernel // 2, groups=groups, bias=bias)
 
 
-def make_norm(kind: str, channels: int) -> nn.Module:
-    return BatchNorm2d(channels) if kind == "bn" else nn.GroupNorm(spec.gn_groups(channels), channels)
+class BatchNormAct(BatchNorm2d):
+    """Batch norm, addition of a residual and relu in one module, so that blocks read the same for both kinds of norm."""
+
+    def __init__(self, channels: int, activation: str):
+        super().__init__(channels)
+        self.activation = activation
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        x = super().forward(input)
+        if residual is not None:
+            x = x + residual
+        return F.relu(x, inplace=True) if self.activation == "relu" else x
+
+
+def make_norm(kind: str, channels: int, activation: str = "none") -> nn.Module:
+    """forward(x, residual=None) -> activation(norm(x) + residual); "none" or "relu". Keys of the state dict are torch's."""
+    if kind == "bn":
+        return BatchNormAct(channels, activation)
+    return GroupNormAct(spec.gn_groups(channels), channels, activation=activation)
 
 
 def tf_batch_norm(channels: int) -> BatchNorm2d:

@@ -108,6 +108,16 @@ def test_another_number_of_classes_is_reported_not_copied():
     assert len(done.state) + 2 == len(ours.state_dict())
 
 
+def test_other_forms_of_the_same_weights_are_read():
+    """As saved by a training bench in DistributedDataParallel, with the head's norms by level first."""
+    ours, peer = efficientdet_twins("tf_efficientdet_d0", (64, 64), 5)
+    peer.toggle_head_bn_level_first()
+    wrapped = {f"module.{name}": tensor for name, tensor in effdet.DetBenchTrain(peer).state_dict().items()}
+    done = convert_effdet(wrapped, ours)
+    assert not (done.missing or done.unused or done.mismatched)
+    assert all(torch.equal(done.state[name], tensor) for name, tensor in ours.state_dict().items())
+
+
 def test_a_backbone_alone_is_copied():
     _, peer = efficientdet_twins("tf_efficientdet_d0", (64, 64))
     ours = build(PRESETS["efficientdet-d0"].replace(input=(64, 64)))

@@ -4,12 +4,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastnas.blueprint import blocks as spec
-from fastnas.models.layers import conv, initialize_convs, make_norm, strided, tf_batch_norm
+from fastnas.models.layers import BatchNorm2d, conv, initialize_convs, strided, tf_batch_norm
 
 
 def batch_norm(kind: str, channels: int) -> nn.BatchNorm2d:
     """kind: tf | torch, whose eps and momentum differ."""
-    return tf_batch_norm(channels) if kind == "tf" else make_norm("bn", channels)
+    return tf_batch_norm(channels) if kind == "tf" else BatchNorm2d(channels)
 
 
 class SiluStem(nn.Module):

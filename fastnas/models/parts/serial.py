@@ -15,16 +15,16 @@ class Stem(nn.Module):
         self.pools = s.kind == "7x7"
         middle = s.channels if self.pools else s.channels // 2
         self.conv1 = conv(3, middle, 7 if self.pools else 3, stride=2)
-        self.norm1 = make_norm(s.norm, middle)
+        self.norm1 = make_norm(s.norm, middle, "relu")
         if not self.pools:
             self.conv2 = conv(middle, s.channels, 3, stride=2)
-            self.norm2 = make_norm(s.norm, s.channels)
+            self.norm2 = make_norm(s.norm, s.channels, "relu")
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.norm1(self.conv1(x)), inplace=True)
+        x = self.norm1(self.conv1(x))
         if self.pools:
             return F.max_pool2d(x, 3, stride=2, padding=1)
-        return F.relu(self.norm2(self.conv2(x)), inplace=True)
+        return self.norm2(self.conv2(x))
 
     def initialize(self) -> None:
         initialize_convs(self)
@@ -52,7 +52,7 @@ class Residual(nn.Module):
         self.depth = len(convs)
         for index, (cin, cout, kernel, groups, _) in enumerate(convs):
             self.add_module(f"conv{index + 1}", conv(cin, cout, kernel, s.stride if index == strided else 1, groups))
-            self.add_module(f"norm{index + 1}", make_norm(s.norm, cout))
+            self.add_module(f"norm{index + 1}", make_norm(s.norm, cout, "relu"))
         self.downsample = Projection(s.in_channels, s.out_channels, s.stride, s.norm) if s.projects else None
 
     @property
@@ -62,11 +62,9 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
-        for index in range(1, self.depth + 1):
+        for index in range(1, self.depth):
             x = getattr(self, f"norm{index}")(getattr(self, f"conv{index}")(x))
-            if index < self.depth:
-                x = F.relu(x, inplace=True)
-        return F.relu(x + shortcut, inplace=True)
+        return self.last_norm(getattr(self, f"conv{self.depth}")(x), shortcut)
 
     def initialize(self) -> None:
         """An identity where there is no projection: the network starts shallow (Goyal et al. 2017)."""
