@@ -20,4 +20,15 @@ STABLE_TORCH_LIBRARY(fastnas, m) {
       "roi_align_backward(Tensor grad, Tensor boxes, int batch, int[] heights, int[] widths, bool[] channels_last, "
       "float[] scales, int sampling_ratio, bool aligned, float canonical_size, float canonical_level, "
       "bool deterministic) -> Tensor[]");
+
+  // inputs: two or three [N, C, h, w] of the node's size [H, W] or one level from it, weights [inputs] (method "sum": none)
+  // -> [N, C, H, W]. method: fast, softmax, sum; activation: none, relu, silu; padding of the pooling: same, symmetric.
+  m.def(
+      "weighted_fusion(Tensor[] inputs, Tensor? weights, int[] size, str method, str activation, str padding, float eps) "
+      "-> Tensor");
+
+  // grad [N, C, H, W] -> gradients of the inputs, then, unless the method is "sum", of the weights.
+  m.def(
+      "weighted_fusion_backward(Tensor grad, Tensor[] inputs, Tensor? weights, int[] size, str method, str activation, "
+      "str padding, float eps) -> Tensor[]");
 }

@@ -1,7 +1,6 @@
 """The display of a running search on stderr: one live line on a terminal, plain lines elsewhere."""
 
 import sys
-import time
 
 from rich.console import Console
 from rich.live import Live
@@ -23,8 +22,8 @@ class SearchDisplay(Listener):
         self.bar = Progress(BarColumn(24), TextColumn("{task.description}"), console=self.console)
         self.task = self.bar.add_task("", total=1.0)
         self.live = Live(self.bar, console=self.console, refresh_per_second=4, transient=True) if _is_terminal() else None
-        self.current = self.running = ""
-        self.since = time.monotonic()
+        self.running: dict[tuple[int, str], float] = {}  # (candidate, phase) -> share that is done
+        self.workers = 1
 
     def __enter__(self):
         if self.live:
@@ -37,22 +36,24 @@ class SearchDisplay(Listener):
 
     def begin(self, records, config):
         self.total, self.finalists = config.candidates, config.finalists + 1  # the ancestor is trained along
-        self.child_epochs, self.final_epochs = config.epochs.child, config.epochs.final
+        self.child_epochs, self.final_epochs, self.workers = config.epochs.child, config.epochs.final, config.workers
         for record in records:
             self._count(record)
         if records:
             self.note(f"resumed: {self.done} of {self.total} candidates are done")
 
     def started(self, record, phase):
-        name = f"candidate {record.id}" if phase == "search" else f"full training of candidate {record.id}"
-        self.current, self.running, self.since = f"{name} {record.blueprint.backbone.code}", phase, time.monotonic()
-        self._show(0.0)
+        self.running[record.id, phase] = 0.0
+        self._show()
 
-    def progress(self, share):
-        self._show(share)
+    def progress(self, record, share):
+        for key in self.running:
+            if key[0] == record.id:
+                self.running[key] = share
+        self._show()
 
     def ended(self, record, phase):
-        seconds, self.running = time.monotonic() - self.since, ""
+        self.running.pop((record.id, phase), None)
         if phase == "final":
             self.finals += 1
             final, predicted = record.final, record.predicted_ms
@@ -60,7 +61,7 @@ class SearchDisplay(Listener):
                 f"full training {record.id}: AP {final.ap:.3f} AP50 {final.ap50:.3f}, {final.latency_ms:.2f} ms measured"
                 f" ({predicted:.2f} predicted), {final.seconds:.0f} s"
             )
-            self._learn(self.final_epochs, seconds)
+            self._learn(final.epochs, final.seconds)
             return
         self._count(record)
         price = f"{record.predicted_ms:.2f} ms, {record.params / 1e6:.2f} M, {record.macs / 1e9:.2f} GMACs"
@@ -72,7 +73,7 @@ class SearchDisplay(Listener):
             self.note(f"{head}failed, {record.reason}")
         else:
             self._learn(record.epochs, record.seconds)
-            left = "" if self.live else f"; {self.done}/{self.total}, {self._left(0.0)}"
+            left = "" if self.live else f"; {self.done}/{self.total}, {self._left()}"
             self.note(f"{head}AP {record.ap:.3f} AP50 {record.ap50:.3f}, {price}, {record.seconds:.0f} s{left}")
 
     def note(self, line):
@@ -91,22 +92,26 @@ class SearchDisplay(Listener):
         self.trained_epochs += epochs
         self.trained_seconds += seconds
 
-    def _left(self, share: float) -> str:
-        """Time left: epochs still to train times the seconds that an epoch took so far."""
+    def _left(self) -> str:
+        """Time left: epochs still to train times the seconds that an epoch took so far, shared by the workers."""
         if not self.trained_epochs:
             return "time left unknown"
         children = max(0, self.total - self.done)
         finals = max(0, self.finalists - self.finals)
         epochs = children * self.child_epochs + finals * self.final_epochs
-        if self.running:
-            epochs -= share * (self.child_epochs if self.running == "search" else self.final_epochs)
-        seconds = max(0.0, epochs) * self.trained_seconds / self.trained_epochs
+        epochs -= sum(share * self._epochs(phase) for (_, phase), share in self.running.items())
+        seconds = max(0.0, epochs) * self.trained_seconds / self.trained_epochs / self.workers
         return f"about {seconds / 60:.0f} min left" if seconds >= 90 else f"about {seconds:.0f} s left"
 
-    def _show(self, share: float) -> None:
+    def _epochs(self, phase: str) -> float:
+        return self.child_epochs if phase == "search" else self.final_epochs
+
+    def _show(self) -> None:
         if self.live:
             best = f"best AP {self.best.ap:.3f} at {self.best.predicted_ms:.2f} ms" if self.best else "no AP yet"
-            text = f"{self.done}/{self.total} candidates, {best}, {self._left(share)} | {self.current}"
+            names = [f"{id}" if phase == "search" else f"{id} (full)" for id, phase in self.running]
+            text = f"{self.done}/{self.total} candidates, {best}, {self._left()} | training {', '.join(names)}"
+            share = sum(self.running.values()) / len(self.running) if self.running else 0.0
             self.bar.update(self.task, completed=share, description=text)
 
 

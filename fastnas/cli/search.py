@@ -19,11 +19,12 @@ from fastnas.search.config import SPACES
 @click.option("--max-latency", metavar="MS", type=click.FloatRange(min=0, min_open=True), help="Reject slower candidates.")
 @click.option("--table", metavar="FILE", type=click.Path(), help="Latency table (default: the user's, see fastnas doctor).")
 @click.option("--candidates", metavar="N", type=click.IntRange(min=1), help="How many candidates to train, the ancestor included.")
+@click.option("--workers", metavar="N", type=click.IntRange(min=1, max=64), help="Candidates that train side by side.")
 @click.option("--out", metavar="DIR", type=click.Path(), help="Folder of the study (default: runs/SPACE-DATE-TIME).")
 @click.option("--resume", is_flag=True, help="Go on with the study in --out; finished candidates are not repeated.")
 @click.option("--seed", type=click.IntRange(min=0), help="Seed of the search, the trainings and the generated data order.")
 @common_options
-def command(space, config, changes, data, engine, max_latency, table, candidates, out, resume, seed, as_json):
+def command(space, config, changes, data, engine, max_latency, table, candidates, workers, out, resume, seed, as_json):
     """Search SPACE; ends with the Pareto table, pareto.json and report.html.
 
     Your data: a folder with annotations/instances_train.json and annotations/instances_val.json in COCO format (images, annotations
@@ -44,6 +45,7 @@ def command(space, config, changes, data, engine, max_latency, table, candidates
         "limits.latency_ms": max_latency,
         "table": table,
         "candidates": candidates,
+        "workers": workers,
         "seed": seed,
     }
     changes = (*changes, *(f"{key}={_yaml(value)}" for key, value in options.items() if value is not None))

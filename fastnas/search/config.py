@@ -93,6 +93,7 @@ class SearchConfig(Section):
     train: TrainConfig = TrainConfig()
     epochs: Epochs = Epochs()
     finalists: int = Field(3, ge=1, le=1_000_000)  # descendants on the front that get the full training; the ancestor too
+    workers: int = Field(1, ge=1, le=64)  # candidates that train side by side, each in a process with its share of the cores
     engine: str = "onnxruntime"
     table: str | None = None  # latency table; none: the user's
 

@@ -3,10 +3,12 @@
     ask -> price -> limits -> train (from the parent's weights) -> evaluate -> record
     front -> measured whole -> full training -> pareto.json
 
-Nothing is measured while a candidate trains, because both happen one after the other in this process.
+An executor with several workers gets a generation of as many candidates at a time. They are asked for, priced and recorded before
+any of them trains, so the search does not depend on which ends first, and nothing is measured while candidates train.
 """
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -15,10 +17,11 @@ from fastnas.errors import FastnasError
 from fastnas.files import write_atomic
 from fastnas.search.config import Limits, SearchConfig
 from fastnas.search.evolution import SerialEvolution
+from fastnas.search.executor import Executor
 from fastnas.search.front import finalists, pareto_entries
 from fastnas.search.record import FAILED, FINISHED, REJECTED, WAITING, Final, Record
 from fastnas.search.study import Study
-from fastnas.train.evaluator import Evaluation, Evaluator, Job
+from fastnas.train.evaluator import Evaluation, Job
 
 MAX_REJECTED = 500  # candidates over a limit between two that are trained, before the search gives up
 SEARCH_WEIGHTS, FINAL_WEIGHTS = "weights.safetensors", "final.safetensors"
@@ -36,7 +39,7 @@ class Listener:
 
     def begin(self, records: list[Record], config: SearchConfig) -> None: ...
     def started(self, record: Record, phase: str) -> None: ...
-    def progress(self, share: float) -> None: ...
+    def progress(self, record: Record, share: float) -> None: ...
     def ended(self, record: Record, phase: str) -> None: ...
     def note(self, line: str) -> None: ...
 
@@ -46,8 +49,7 @@ class Driver:
     study: Study
     config: SearchConfig
     strategy: SerialEvolution
-    evaluator: Evaluator
-    final_evaluator: Evaluator  # sees all training images
+    executor: Executor
     oracle: Prices
     listener: Listener
 
@@ -55,11 +57,11 @@ class Driver:
         """Runs the search to its end and returns the entries of pareto.json."""
         records = self.study.records()
         self.listener.begin(records, self.config)
-        while len([r for r in records if r.state in (FINISHED, FAILED)]) < self.config.candidates:
-            waiting = next((r for r in records if r.state == WAITING), None) or self._next(records)
-            if waiting is None:
+        while (trained := sum(r.state in (FINISHED, FAILED) for r in records)) < self.config.candidates:
+            generation = self._generation(records, self.config.candidates - trained)
+            if not generation:
                 break
-            self._train(waiting, records)
+            self._train(generation, self.study.records())
             records = self.study.records()
         if not any(record.state == FINISHED for record in records):
             reasons = "; ".join(f"candidate {r.id}: {r.reason}" for r in records if r.reason) or "no candidate was tried"
@@ -71,42 +73,66 @@ class Driver:
         write_atomic(self.study.folder / "pareto.json", json.dumps(front, indent=1))
         return front
 
-    def _next(self, records: list[Record]) -> Record | None:
-        """Asks until a candidate keeps the limits; those that do not are recorded as rejected, never trained."""
-        for _ in range(MAX_REJECTED):
-            asked = self.strategy.ask(records)
-            if asked is None:
-                self.listener.note("no new candidate was found around the front: the search ends early")
-                return None
-            record = self.study.add(priced(asked[0], asked[1], self.oracle, self.config.limits))
-            if record.state != REJECTED:
-                return record
-            self.listener.ended(record, "search")
-            records = [*records, record]
-        self.listener.note(f"{MAX_REJECTED} candidates in a row were over a limit: the search ends early")
-        return None
+    def _generation(self, records: list[Record], most: int) -> list[Record]:
+        """What trains next, side by side: candidates that wait (after an interruption: those alone), else newly asked ones.
 
-    def _train(self, record: Record, records: list[Record]) -> None:
-        parent = next((r for r in records if r.id == record.lineage.parent), None)
-        epochs = self.config.epochs.child if parent else self.config.epochs.ancestor
-        origin = self.study.verified_weights(parent.id) if parent else None
-        folder = self.study.start(record.id)
-        self.listener.started(record, "search")
-        lineage = record.lineage if parent else None
-        job = Job(record.blueprint, folder, SEARCH_WEIGHTS, "search", epochs, self._seed(record), origin, lineage)
+        All that were asked for are recorded at once: a search that is killed here has either all of them or none.
+        """
+        if waiting := [r for r in records if r.state == WAITING]:
+            return waiting[:most]
+        asked: list[Record] = []
+        for _ in range(min(most, self.executor.workers)):
+            asked += self._next([*records, *asked])
+            if not asked or asked[-1].state != WAITING or not any(r.state == FINISHED for r in records):
+                break  # none was found, or the ancestor: everything else grows from it
+        added = self.study.add_all(asked)
+        for record in added:
+            if record.state == REJECTED:
+                self.listener.ended(record, "search")
+        return [record for record in added if record.state == WAITING]
+
+    def _next(self, records: list[Record]) -> list[Record]:
+        """Asks until a candidate keeps the limits; those before it do not, and are recorded as rejected, never trained."""
+        asked: list[Record] = []
+        for _ in range(MAX_REJECTED):
+            known = [*records, *asked]
+            candidate = self.strategy.ask(known)
+            if candidate is None:
+                self.listener.note("no new candidate was found around the front: the search ends early")
+                return asked
+            asked.append(replace(priced(*candidate, self.oracle, self.config.limits), id=len(known)))
+            if asked[-1].state != REJECTED:
+                return asked
+        self.listener.note(f"{MAX_REJECTED} candidates in a row were over a limit: the search ends early")
+        return asked
+
+    def _train(self, generation: list[Record], records: list[Record]) -> None:
+        parents = [next((r for r in records if r.id == record.lineage.parent), None) for record in generation]
+        jobs = []
+        for record, parent in zip(generation, parents, strict=True):
+            origin = self.study.verified_weights(parent.id) if parent else None
+            epochs = self.config.epochs.child if parent else self.config.epochs.ancestor
+            folder, lineage = self.study.start(record.id), record.lineage if parent else None
+            jobs.append(Job(record.blueprint, folder, SEARCH_WEIGHTS, "search", epochs, self._seed(record), origin, lineage))
         try:
-            outcome = self.evaluator.evaluate(job, self.listener.progress)
-        except (RuntimeError, MemoryError) as error:  # out of memory, a shape that a kernel refuses: this candidate's own
-            outcome = Evaluation({}, 0.0, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+            for index, outcome in self._run(generation, jobs):
+                record, parent, job = generation[index], parents[index], jobs[index]
+                if outcome.error:
+                    self.study.fail(record.id, outcome.error, outcome.seconds)
+                else:
+                    total = job.epochs + (parent.total_epochs if parent else 0)
+                    weights = job.folder / SEARCH_WEIGHTS
+                    self.study.finish(record.id, outcome.metrics, job.epochs, total, outcome.seconds, weights)
+                self.listener.ended(self._reload(record), "search")
         except BaseException:
-            self.study.put_back(record.id)
+            for record in generation:
+                self.study.put_back(record.id)  # those that still run; the others keep their state
             raise
-        if outcome.error:
-            self.study.fail(record.id, outcome.error, outcome.seconds)
-        else:
-            total = epochs + (parent.total_epochs if parent else 0)
-            self.study.finish(record.id, outcome.metrics, epochs, total, outcome.seconds, folder / SEARCH_WEIGHTS)
-        self.listener.ended(self._reload(record), "search")
+
+    def _run(self, records: list[Record], jobs: list[Job]) -> Iterator[tuple[int, Evaluation]]:
+        for record, job in zip(records, jobs, strict=True):
+            self.listener.started(record, job.phase)
+        return self.executor.run(jobs, lambda index, share: self.listener.progress(records[index], share))
 
     def _finish_all(self, chosen: list[Record]) -> None:
         """Full trainings, topped up so that all have seen equally many epochs in the end, whatever their lineage."""
@@ -117,6 +143,7 @@ class Driver:
             return
         # All finalists in one interleaved measurement, so that a busy moment of the machine favours none.
         timings = self.oracle.measure_whole_all([record.blueprint for record in missing])
+        jobs = []
         for record, timing in zip(missing, timings, strict=True):
             limit = self.config.limits.latency_ms
             if limit and timing.median_ms > limit:
@@ -124,21 +151,21 @@ class Driver:
                     f"candidate {record.id} takes {timing.median_ms:.2f} ms when measured whole, over the limit of {limit:g} ms"
                     f" ({record.predicted_ms:.2f} predicted)"
                 )
-            self._finish(record, target - record.total_epochs, timing.median_ms)
+            self.study.drop_final(record.id)
+            folder, origin = self.study.candidate_folder(record.id), self.study.verified_weights(record.id)
+            epochs = target - record.total_epochs
+            jobs.append(Job(record.blueprint, folder, FINAL_WEIGHTS, "final", epochs, self._seed(record), origin))
+        for index, outcome in self._run(missing, jobs):
+            self._finish(missing[index], jobs[index], outcome, timings[index].median_ms)
 
-    def _finish(self, record: Record, epochs: float, latency: float) -> None:
-        """Trains a finalist fully from its own weights."""
-        self.listener.started(record, "final")
-        self.study.drop_final(record.id)
-        folder, origin = self.study.candidate_folder(record.id), self.study.verified_weights(record.id)
-        job = Job(record.blueprint, folder, FINAL_WEIGHTS, "final", epochs, self._seed(record), origin)
-        outcome: Evaluation = self.final_evaluator.evaluate(job, self.listener.progress)
+    def _finish(self, record: Record, job: Job, outcome: Evaluation, latency: float) -> None:
+        """Records the full training of a finalist, which went on from its own weights."""
         if outcome.error:
             self.listener.note(f"the full training of candidate {record.id} failed: {outcome.error}")
             return
-        weights = str((folder / FINAL_WEIGHTS).relative_to(self.study.folder))
+        weights = str((job.folder / FINAL_WEIGHTS).relative_to(self.study.folder))
         metrics = outcome.metrics
-        final = Final(metrics["ap"], metrics["ap50"], metrics, latency, epochs, outcome.seconds, weights)
+        final = Final(metrics["ap"], metrics["ap50"], metrics, latency, job.epochs, outcome.seconds, weights)
         self.study.finish_final(record.id, final)
         self.listener.ended(replace(record, final=final), "final")
 

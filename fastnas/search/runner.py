@@ -1,6 +1,8 @@
 """`run`: opens everything that a search needs, data, oracle, study, and hands it to the driver."""
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,12 @@ from fastnas.latency import Oracle
 from fastnas.search.config import SearchConfig, apply_change, check_config, load_config
 from fastnas.search.driver import Driver, Listener, priced
 from fastnas.search.evolution import SerialEvolution
+from fastnas.search.executor import Executor, InProcess, Workers, evaluators
 from fastnas.search.record import REJECTED
 from fastnas.search.study import Study
-from fastnas.train.evaluator import Evaluator
 
 # What may differ when a study is resumed: everything else would mix candidates that cannot be compared.
-RESUMABLE = ("candidates", "finalists", "table", "epochs.final")
+RESUMABLE = ("candidates", "finalists", "table", "epochs.final", "workers")
 
 
 def run(
@@ -89,16 +91,18 @@ def _drive(study: Study, config: SearchConfig, train: DetectionData, val: Detect
     if oracle.note:
         listener.note(f"latency: {oracle.note}")
     listener.note(f"latency: {oracle.calibration_note()}")
-    driver = Driver(
-        study,
-        config,
-        SerialEvolution(config.make_space(len(train.split.classes)), config.seed),
-        Evaluator(train.subset(config.data.fraction, config.seed), val, config.train),
-        Evaluator(train, val, config.train),
-        oracle,
-        listener,
-    )
-    return driver.run()
+    with _executor(config, train, val) as executor:
+        strategy = SerialEvolution(config.make_space(len(train.split.classes)), config.seed)
+        return Driver(study, config, strategy, executor, oracle, listener).run()
+
+
+@contextmanager
+def _executor(config: SearchConfig, train: DetectionData, val: DetectionData) -> Iterator[Executor]:
+    if config.workers == 1:
+        yield InProcess(*evaluators(config, train, val))
+    else:
+        with Workers(config.workers, config, _open_data) as workers:
+            yield workers
 
 
 def _open_data(config: SearchConfig) -> tuple[DetectionData, DetectionData]:

@@ -208,16 +208,23 @@ class Study:
 
     def add(self, record: Record) -> Record:
         """Adds a candidate that waits or was rejected; `record.id` is replaced by the next free id."""
+        return self.add_all([record])[0]
+
+    def add_all(self, records: list[Record]) -> list[Record]:
+        """Adds candidates together: all of them are in the study, or none."""
+        with self._db:
+            return [self._insert(record) for record in records]
+
+    def _insert(self, record: Record) -> Record:
         blueprint, lineage = json.dumps(record.blueprint.to_dict()), json.dumps(record.lineage.to_dict())
         price = (record.predicted_ms, record.low_ms, record.high_ms)
-        with self._db:
-            (id,) = self._db.execute("SELECT COALESCE(MAX(id) + 1, 0) FROM candidates").fetchone()
-            self._db.execute(
-                "INSERT INTO candidates (id, text, blueprint, lineage, state, params, macs, predicted_ms, low_ms, high_ms, reason,"
-                " created) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (id, record.blueprint.text, blueprint, lineage, record.state, record.params, record.macs, *price, record.reason)
-                + (time.time(),),
-            )
+        (id,) = self._db.execute("SELECT COALESCE(MAX(id) + 1, 0) FROM candidates").fetchone()
+        self._db.execute(
+            "INSERT INTO candidates (id, text, blueprint, lineage, state, params, macs, predicted_ms, low_ms, high_ms, reason,"
+            " created) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (id, record.blueprint.text, blueprint, lineage, record.state, record.params, record.macs, *price, record.reason)
+            + (time.time(),),
+        )
         return dataclasses.replace(record, id=id)
 
     def start(self, id: int) -> Path:

@@ -9,6 +9,7 @@ from fastnas.blueprint import expand
 from fastnas.search.config import check_config
 from fastnas.search.driver import Driver, Listener
 from fastnas.search.evolution import SerialEvolution
+from fastnas.search.executor import InProcess
 from fastnas.train.evaluator import Evaluation, Job
 
 ANCESTOR = "64x80/basic:1-2-1,base=8,stem=3x3/fpn:16/rpn:20/rcnn:16/classes:3"
@@ -57,5 +58,6 @@ def drive(study, settings, evaluator=None, listener=None):
     """Runs the driver of `study` with fakes; returns (entries of pareto.json, evaluator)."""
     evaluator = evaluator or FakeEvaluator()
     strategy = SerialEvolution(settings.make_space(3), settings.seed)
-    driver = Driver(study, settings, strategy, evaluator, evaluator, FakeOracle(), listener or Listener())
-    return driver.run(), evaluator
+    executor = InProcess(evaluator, evaluator)
+    executor.workers = settings.workers  # generations of that many, trained one after the other
+    return Driver(study, settings, strategy, executor, FakeOracle(), listener or Listener()).run(), evaluator
