@@ -37,7 +37,12 @@ DEFAULT_ARCHITECTURES = "8.0 9.0 10.0 12.0"
 CXX_FLAGS = "-std=c++17 -O3 -fPIC -fvisibility=hidden -fno-math-errno -fno-trapping-math -Wall -Wextra".split()
 NVCC_FLAGS = "-std=c++17 -O3 -Xcompiler=-fPIC,-fvisibility=hidden,-Wall --threads=2".split()
 # Decisions of equality with torchvision hang on each rounding here, so no fused multiply-adds: see csrc/geometry.h.
-EXACT_FLAGS = {"csrc/cpu/nms.cpp": ["-ffp-contract=off"], "csrc/cuda/nms.cu": ["-fmad=false"]}
+EXACT_FLAGS = {
+    "csrc/cpu/nms.cpp": ["-ffp-contract=off"],
+    "csrc/cpu/soft_nms.cpp": ["-ffp-contract=off"],
+    "csrc/cuda/nms.cu": ["-fmad=false"],
+    "csrc/cuda/soft_nms.cu": ["-fmad=false"],
+}
 
 CPU, CUDA, CORE = "fastnas.ops.libfastnas_cpu", "fastnas.ops.libfastnas_cuda", "fastnas._core"
 

@@ -12,6 +12,7 @@ bench/README.md says how to read what comes out.
 """
 
 import argparse
+import gc
 import json
 import math
 import os
@@ -24,12 +25,12 @@ from typing import Any
 
 import torch
 from _record import machine, provenance
+from _table import OURS, progress, table
 from _timing import Run, Timing, copy_bandwidth, gbps, one_line, time_graphs, time_in_turn
 
 from fastnas.files import write_atomic
 
 RESULTS = Path(__file__).resolve().parent / "results"
-OURS = "fastnas"
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ class Case:
       variants of ours, all others are peers. What is done once (`torch.compile`) happens in the warm-up, untimed.
     goal: the least speed-up over the strongest peer, or a dict of peer -> least speed-up. On the CPU it is for one thread.
     goal_percent_of_copy: the least share of the measured copy bandwidth, counted in floor_bytes.
+    bound: the candidate that gets the operators' results for nothing, so no operators could be faster. It is no peer; the row
+      says by how much it beats the strongest one.
     floor_bytes: the fewest bytes that this work has to read and write. max_error: of ours, against float64.
     """
 
@@ -53,6 +56,7 @@ class Case:
     floor_bytes: int | None = None
     max_error: float | None = None
     goal_percent_of_copy: float | None = None
+    bound: str | None = None
     facts: Mapping[str, Any] | None = None  # anything else that the record should keep
 
     def __post_init__(self) -> None:
@@ -70,16 +74,18 @@ Cases = Callable[[torch.device], Iterator[Case]]
 def main(name: str, cases: Cases, arguments: list[str] | None = None) -> None:
     """The command line of a benchmark. Exits with 1 where one of our own runs raised or the cases ended in an error."""
     options = _options(name, arguments)
+    gc.freeze()  # torch's own objects need not be looked through before every row
     device = torch.device(options.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         sys.exit(f"bench_{name}: --device cuda, but torch {torch.__version__} finds no GPU here")
     document: dict[str, Any] = {"name": name, "device": device.type, "unit": "ms", **provenance(device)}
-    document |= {"quick": options.quick, "seconds_per_row": options.seconds, "copy": {}, "rows": [], "problems": []}
+    document |= {"quick": options.quick, "seconds_per_row": options.seconds, "complete": False}
+    document |= {"copy": {}, "rows": [], "problems": []}
     begin = time.monotonic()
     for threads in options.threads if device.type == "cpu" else [None]:
         _measure(document, cases, device, threads, options)
     document["seconds"] = round(time.monotonic() - begin, 1)
-    document["machine_after"] = machine(device)
+    document |= {"machine_after": machine(device), "complete": True}
     written = _write(document, options)
     print(table(document["rows"]))
     _print_end(document, written)
@@ -120,7 +126,9 @@ def _measure(document: dict[str, Any], cases: Cases, device: torch.device, threa
                 continue
             row = measure_row(case, device, threads, options, copy)
             document["rows"].append(row)
-            print(_progress(row), file=sys.stderr, flush=True)
+            if options.out is not None:
+                _write(document, options)  # a run that is stopped leaves what it has
+            print(progress(row), file=sys.stderr, flush=True)
     except Exception as error:  # a wrong result, memory that ran out: what was measured is kept, the exit status tells
         document["problems"].append(f"{key}: the cases ended early: {one_line(error)}")
         print(document["problems"][-1], file=sys.stderr, flush=True)
@@ -139,7 +147,7 @@ def measure_row(case: Case, device: torch.device, threads: int | None, options, 
         "operator": case.operator, "shape": case.shape, "dtype": case.dtype, "layout": case.layout,
         "direction": case.direction, "device": device.type, "threads": threads, "timings": timings,
     }  # fmt: skip
-    row |= _compare(timings)
+    row |= _compare(timings, case.bound)
     if case.floor_bytes is not None:
         row |= _bandwidth(case.floor_bytes, timings[OURS], copy)
     judged = threads in (None, 1)  # the goals are for one thread
@@ -148,11 +156,12 @@ def measure_row(case: Case, device: torch.device, threads: int | None, options, 
     return row
 
 
-def _compare(timings: dict[str, Timing]) -> dict[str, Any]:
+def _compare(timings: dict[str, Timing], bound: str | None) -> dict[str, Any]:
     """Speed-ups over each peer, and over the strongest: the one of the least median, and of the least minimum."""
     ours, result = timings[OURS], {"speedup": {}, "strongest": None, "speedup_median": None, "speedup_min": None}
-    peers = {name: timing for name, timing in timings.items() if not name.startswith(OURS) and "error" not in timing}
-    if "error" in ours or not peers:
+    valid = {name: timing for name, timing in timings.items() if "error" not in timing}
+    peers = {name: timing for name, timing in valid.items() if not name.startswith(OURS) and name != bound}
+    if OURS not in valid or not peers:
         return result
     for name, timing in peers.items():
         result["speedup"][name] = {
@@ -164,6 +173,12 @@ def _compare(timings: dict[str, Timing]) -> dict[str, Any]:
     result["strongest"] = min(peers, key=lambda name: peers[name]["median_ms"])
     result["speedup_median"] = min(value["median"] for value in result["speedup"].values())
     result["speedup_min"] = min(value["min"] for value in result["speedup"].values())
+    graphs = [value["graph"] for value in result["speedup"].values() if "graph" in value]
+    if graphs:
+        result["speedup_graph"] = min(graphs)
+    if bound in valid:
+        best = {key: min(timing[key] for timing in peers.values()) for key in ("median_ms", "min_ms")}
+        result |= {f"bound_{key[:-3]}": _ratio(best[key], valid[bound][key]) for key in best}
     return result
 
 
@@ -223,50 +238,3 @@ def _print_end(document: dict[str, Any], written: Path | None) -> None:
     for problem in document["problems"]:
         print(f"PROBLEM: {problem}")
     print(f"written to {os.path.relpath(written)}" if written else "not written: give --out DIR to keep a partial or quick run")
-
-
-COLUMNS = ["row", "thr", "fastnas ms (min)", "strongest peer", "its ms (min)", "x median", "x min", "goal", "", "GB/s", "% copy"]
-LEFT = {"row", "strongest peer", ""}
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    """The rows as aligned text."""
-    lines = [COLUMNS, *map(_cells, rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(COLUMNS))]
-    aligned = [str.ljust if title in LEFT else str.rjust for title in COLUMNS]
-
-    def show(line: list[str]) -> str:
-        return "  ".join(align(cell, width) for align, cell, width in zip(aligned, line, widths, strict=True)).rstrip()
-
-    return "\n".join(map(show, lines))
-
-
-def _cells(row: dict[str, Any]) -> list[str]:
-    ours, peer = row["timings"][OURS], row["strongest"]
-    goal = row["goal"]
-    if isinstance(goal, Mapping):
-        goal = "/".join(f"{least:g}" for least in goal.values())
-    elif goal is not None:
-        goal = f"{goal:g}"
-    return [
-        " ".join(row[key] for key in ("operator", "shape", "dtype", "layout", "direction")),
-        "" if row["threads"] is None else str(row["threads"]),
-        _milliseconds(ours),
-        peer or "",
-        _milliseconds(row["timings"][peer]) if peer else "",
-        f"{row['speedup_median']:.3g}" if peer else "",
-        f"{row['speedup_min']:.3g}" if peer else "",
-        goal or "",
-        {True: "reached", False: "MISSED", None: ""}[row["reached"]],
-        f"{row['gbps']:.3g}" if "gbps" in row else "",
-        f"{row['percent_of_copy']:.0f}" if "gbps" in row else "",
-    ]
-
-
-def _milliseconds(timing: Timing) -> str:
-    return "error" if "error" in timing else f"{timing['median_ms']:.4g} ({timing['min_ms']:.4g})"
-
-
-def _progress(row: dict[str, Any]) -> str:
-    shown = [f"{name} {_milliseconds(t)}" + (f" [{t['error']}]" if "error" in t else "") for name, t in row["timings"].items()]
-    return f"{_cells(row)[0]} {_cells(row)[1]}: " + ", ".join(shown)

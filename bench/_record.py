@@ -73,7 +73,7 @@ def machine(device: torch.device) -> dict[str, Any]:
             "capability": f"{facts.major}.{facts.minor}",
             "multiprocessors": facts.multi_processor_count,
             "memory_bytes": facts.total_memory,
-            "l2_bytes": facts.L2_cache_size,
+            "l2_bytes": getattr(facts, "L2_cache_size", None),
             **gpu_facts(device),
         }
     return found

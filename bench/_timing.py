@@ -18,7 +18,7 @@ Run = Callable[[], Any]
 Timing = dict[str, Any]  # {"median_ms", "min_ms", "runs", "graph"?: ...} or {"error": one line}
 
 LEAST_RUNS = 5
-GRAPH_BELOW_MS = 0.05  # from here on down launches are most of the time: the device's own share is worth knowing
+GRAPH_BELOW_MS = 0.2  # from here on down launches may be most of the time: the device's own share is worth knowing
 FLUSH_BYTES = 256 << 20  # more than any L2 cache
 ERROR_LENGTH = 300
 
@@ -192,7 +192,7 @@ def copy_bandwidth(device: torch.device, seconds: float, scale: float = 1.0) -> 
     Returns `{"memory": {"gbps", "bytes"}, "cache"?: ...}`; bytes: read + written in one copy. scale: of the large one, for tests.
     """
     found = {}
-    sizes = {"memory": int(scale * (MEMORY_BUFFER if device.type == "cpu" else 2 * MEMORY_BUFFER))}
+    sizes = {"memory": int(scale * (MEMORY_BUFFER if device.type == "cpu" else 4 * MEMORY_BUFFER))}
     if device.type == "cpu":
         sizes["cache"] = CACHE_BUFFER
     for name, size in sizes.items():

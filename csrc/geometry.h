@@ -58,6 +58,23 @@ inline T floor_to(double threshold) {
 // RoIAlign (Mask R-CNN, He et al. 2017, section 3): each bin averages grid_y x grid_x bilinear samples; the average is
 // separable, so each axis is described on its own.
 
+// A product that is never fused with the sum after it: grids and cells are decided from these numbers, and a device that
+// fuses would decide differently.
+FASTNAS_HD float rounded_product(float a, float b) {
+#if defined(__CUDA_ARCH__)
+  return __fmul_rn(a, b);
+#else
+  return a * b;
+#endif
+}
+FASTNAS_HD double rounded_product(double a, double b) {
+#if defined(__CUDA_ARCH__)
+  return __dmul_rn(a, b);
+#else
+  return a * b;
+#endif
+}
+
 // One axis of one region on one feature map, in cells.
 template <typename T>
 struct RoiAxis {
@@ -65,10 +82,11 @@ struct RoiAxis {
   T bin;         // extent of one bin
   int64_t grid;  // samples per bin; 0 for a region without extent
 
+  RoiAxis() = default;
   FASTNAS_HD RoiAxis(T low, T high, T scale, int64_t bins, int64_t sampling_ratio, bool aligned) {
     const T offset = aligned ? T(0.5) : T(0);
-    start = low * scale - offset;
-    T extent = high * scale - offset - start;
+    start = rounded_product(low, scale) - offset;
+    T extent = rounded_product(high, scale) - offset - start;
     if (!aligned) extent = larger(extent, T(1));  // older convention: nothing is smaller than one cell
     bin = extent / static_cast<T>(bins);
     if (sampling_ratio > 0) {
@@ -80,7 +98,24 @@ struct RoiAxis {
   }
 
   FASTNAS_HD T sample(int64_t bin_index, int64_t i) const {
-    return start + static_cast<T>(bin_index) * bin + (static_cast<T>(i) + T(0.5)) * bin / static_cast<T>(grid);
+    return start + rounded_product(static_cast<T>(bin_index), bin) +
+        rounded_product(static_cast<T>(i) + T(0.5), bin) / static_cast<T>(grid);
+  }
+
+  // Samples first to last - 1 of a bin are a superset of those between two positions: a region far larger than the map
+  // must not cost its own size. Few samples are not worth the division.
+  FASTNAS_HD void samples_between(int64_t bin_index, double low, double high, int64_t& first, int64_t& last) const {
+    first = 0;
+    last = grid;
+    if (grid <= 64) return;
+    const double step = static_cast<double>(bin) / static_cast<double>(grid);
+    const double origin = static_cast<double>(start) + static_cast<double>(bin_index) * static_cast<double>(bin);
+    const double a = (low - 1 - origin) / step, b = (high + 1 - origin) / step;
+    const double begin = smaller(a, b) - 2, end = larger(a, b) + 2, all = static_cast<double>(grid);
+    if (!(begin < end)) last = 0;
+    if (last == 0) return;
+    first = static_cast<int64_t>(smaller(larger(begin, 0.0), all));
+    last = static_cast<int64_t>(smaller(larger(end, 0.0), all));
   }
 };
 
@@ -105,6 +140,36 @@ struct Neighbours {
     return true;
   }
 };
+
+// How much one cell weighs in one bin: the sum over the bin's samples, in their order. What a gradient's transpose needs.
+template <typename T>
+FASTNAS_HD T cell_weight(const RoiAxis<T>& axis, int64_t bin_index, int64_t cell, int64_t size) {
+  int64_t first, last;
+  axis.samples_between(bin_index, static_cast<double>(cell - 1), static_cast<double>(cell + 1), first, last);
+  T weight = T(0);
+  for (int64_t i = first; i < last; ++i) {
+    Neighbours<T> near;
+    if (!near.locate(axis.sample(bin_index, i), size)) continue;
+    if (near.low == cell) weight += near.low_weight;
+    if (near.high == cell && near.high != near.low) weight += near.high_weight;
+  }
+  return weight;
+}
+
+// Cells low to high hold every cell that a region reads along one axis; false where it reads none. Samples are monotone,
+// so the first and the last one tell.
+template <typename T>
+FASTNAS_HD bool cells_read(const RoiAxis<T>& axis, int64_t bins, int64_t size, int64_t& low, int64_t& high) {
+  if (axis.grid == 0) return false;
+  const T a = axis.sample(0, 0), b = axis.sample(bins - 1, axis.grid - 1);
+  if (!(a >= T(-1) || b >= T(-1)) || !(a <= static_cast<T>(size) || b <= static_cast<T>(size))) return false;
+  const T least = smaller(a, b), most = larger(a, b);
+  if (!(least <= most)) return false;  // NaN: no sample lies anywhere
+  const T end = static_cast<T>(size - 1);
+  low = static_cast<int64_t>(smaller(larger(least, T(0)), end));
+  high = static_cast<int64_t>(smaller(larger(most + T(1), T(0)), end));
+  return true;
+}
 
 // Feature Pyramid Networks (Lin et al. 2017), equation 1, with the 1e-6 outside the logarithm as torchvision has it.
 // Returns an index into the levels lowest..lowest + count - 1. A box of NaN or negative area goes to the lowest.

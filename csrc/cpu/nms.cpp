@@ -9,11 +9,13 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <optional>
+#include <tuple>
 #include <type_traits>
 #include <vector>
 
 #include "../geometry.h"
-#include "../tensor.h"
+#include "../nms_arguments.h"
 #include "sort.h"
 #include "vector.h"
 
@@ -67,12 +69,19 @@ FASTNAS_CLONES void strike_out(
   strike_out_body(all, rows, row_count, begin, end, threshold);
 }
 
-// The columns of one run, with the rank (place in the order of scores) of every box.
+// The columns of one run, with the rank (place in the order of scores) of every box. Loaded again and again, so that many
+// small classes share one piece of memory.
 template <typename T>
 class Run {
  public:
-  Run(const T* boxes, const Keyed* ranked, const int64_t* ranks, int64_t count)
-      : numbers_(5 * count), dead_(count, 0), ranks_(ranks, ranks + count), count_(count) {
+  void load(const T* boxes, const Keyed* ranked, const int64_t* ranks, int64_t count) {
+    if (static_cast<int64_t>(dead_.size()) < count) {
+      numbers_.resize(5 * count);
+      dead_.resize(count);
+    }
+    ranks_.assign(ranks, ranks + count);
+    std::fill_n(dead_.begin(), count, 0);
+    count_ = count;
     T* base = numbers_.data();
     columns_ = {base, base + count, base + 2 * count, base + 3 * count, base + 4 * count, dead_.data()};
     for (int64_t i = 0; i < count; ++i) {
@@ -85,8 +94,8 @@ class Run {
     }
   }
 
-  // Sets kept[rank] for every survivor.
-  void suppress(T threshold, uint8_t* kept) {
+  // Sets kept[rank] for every survivor, at most for `limit` of them.
+  void suppress(T threshold, int64_t limit, uint8_t* kept) {
     int64_t rows[kLargeTile];
     for (int64_t tile = 0, tile_end = 0; tile < count_; tile = tile_end) {
       tile_end = std::min(tile + std::clamp((count_ - tile) / 64, kSmallTile, kLargeTile), count_);
@@ -94,6 +103,7 @@ class Run {
       for (int64_t i = tile; i < tile_end; ++i) {
         if (columns_.dead[i]) continue;
         kept[ranks_[i]] = 1;
+        if (--limit == 0) return;
         rows[row_count++] = i;
         strike_out(columns_, &i, 1, i + 1, tile_end, threshold);
       }
@@ -128,26 +138,48 @@ class Run {
   std::vector<T> numbers_;
   std::vector<mask_t<T>> dead_;
   std::vector<int64_t> ranks_;
-  int64_t count_;
-  Columns<T> columns_;
+  int64_t count_ = 0;
+  Columns<T> columns_{};
 };
 
-// classes: [N] or null for one class. Indices of the survivors, best score first, ties by index.
 template <typename T, typename Score>
-std::vector<int64_t> survivors(
-    const T* boxes, const Score* scores, const int64_t* classes, int64_t count, double iou_threshold) {
-  const T threshold = floor_to<T>(iou_threshold);
-  std::vector<Keyed> ranked(count);
-  for (int64_t i = 0; i < count; ++i) ranked[i] = {descending_key(scores[i]), i};
+struct Problem {
+  const T* boxes;          // [count, 4]
+  const Score* scores;     // [count]
+  const int64_t* classes;  // [count] or null for one class
+  int64_t count;
+  T iou_threshold;
+  int64_t limit;               // no more survivors than this, at least 1
+  std::optional<Score> least;  // only boxes with a score above it take part
+
+  Problem of_image(int64_t image) const {
+    Problem one = *this;
+    one.boxes += 4 * count * image;
+    one.scores += count * image;
+    if (classes) one.classes += count * image;
+    return one;
+  }
+};
+
+// Indices of the survivors, best score first, ties by index.
+template <typename T, typename Score>
+std::vector<int64_t> survivors(const Problem<T, Score>& problem) {
+  std::vector<Keyed> ranked;
+  ranked.reserve(problem.count);
+  for (int64_t i = 0; i < problem.count; ++i) {
+    if (problem.least && !(problem.scores[i] > *problem.least)) continue;
+    ranked.push_back({descending_key(problem.scores[i]), i});
+  }
   sort_by_key(ranked);
 
+  const int64_t count = static_cast<int64_t>(ranked.size());
   std::vector<int64_t> ranks(count);       // grouped by class, by score inside a class
   std::vector<int64_t> starts{0, count};  // of the classes in `ranks`
-  if (classes == nullptr) {
+  if (problem.classes == nullptr) {
     for (int64_t i = 0; i < count; ++i) ranks[i] = i;
   } else {
     std::vector<Keyed> grouped(count);
-    for (int64_t i = 0; i < count; ++i) grouped[i] = {ascending_key(classes[ranked[i].index]), i};
+    for (int64_t i = 0; i < count; ++i) grouped[i] = {ascending_key(problem.classes[ranked[i].index]), i};
     sort_by_key(grouped);
     starts.assign(1, 0);
     for (int64_t i = 0; i < count; ++i) {
@@ -160,55 +192,64 @@ std::vector<int64_t> survivors(
   std::vector<uint8_t> kept(count, 0);
   const int64_t runs = static_cast<int64_t>(starts.size()) - 1;
   const double overlaps_per_run = static_cast<double>(count) / runs * count / runs / 2;
-  const int64_t runs_per_thread = std::max<int64_t>(1, static_cast<int64_t>(kOverlapsPerThread / overlaps_per_run));
+  const int64_t runs_per_thread =
+      static_cast<int64_t>(std::clamp(kOverlapsPerThread / overlaps_per_run, 1.0, static_cast<double>(runs)));
   torch::stable::parallel_for(0, runs, runs_per_thread, [&](int64_t first, int64_t last) {
+    Run<T> run;
     for (int64_t r = first; r < last; ++r) {
-      Run<T>(boxes, ranked.data(), ranks.data() + starts[r], starts[r + 1] - starts[r])
-          .suppress(threshold, kept.data());
+      run.load(problem.boxes, ranked.data(), ranks.data() + starts[r], starts[r + 1] - starts[r]);
+      run.suppress(problem.iou_threshold, problem.limit, kept.data());
     }
   });
 
   std::vector<int64_t> result;
-  for (int64_t rank = 0; rank < count; ++rank) {
+  for (int64_t rank = 0; rank < count && static_cast<int64_t>(result.size()) < problem.limit; ++rank) {
     if (kept[rank]) result.push_back(ranked[rank].index);
   }
   return result;
 }
 
-Tensor suppress(const Tensor& boxes, const Tensor& scores, const Tensor* classes, double iou_threshold) {
-  check(boxes.dim() == 2 && boxes.size(1) == 4, "boxes: expected [N, 4], got ", boxes.dim(), " dimensions",
-        boxes.dim() == 2 ? " with a last size other than 4" : "");
-  check_floating(boxes, "boxes");
-  const int64_t count = boxes.size(0);
-  check(scores.dim() == 1 && scores.size(0) == count, "scores: expected [", count, "], one for each box");
-  check(scores.is_cpu() && is_floating(scores.scalar_type()), "scores: expected a floating type on the CPU");
-
-  const Tensor boxes_ = computable(boxes);
-  const Tensor scores_ = computable(scores);
-  Tensor classes_ = boxes_;
-  const int64_t* class_ids = nullptr;
-  if (classes != nullptr) {
-    check(classes->dim() == 1 && classes->size(0) == count, "idxs: expected [", count, "], one for each box");
-    check(classes->is_cpu() && !is_floating(classes->scalar_type()), "idxs: expected an integer type on the CPU");
-    classes_ = torch::stable::contiguous(torch::stable::to(*classes, ScalarType::Long));
-    class_ids = classes_.const_data_ptr<int64_t>();
+// The tensors as the kernels read them: contiguous, fp32 or fp64, classes int64.
+struct Arguments {
+  Arguments(const Tensor& boxes, const Tensor& scores, const Tensor* idxs)
+      : boxes_(contiguous_as(boxes, computed_type(boxes))), scores_(contiguous_as(scores, computed_type(scores))) {
+    if (idxs) classes_ = contiguous_as(*idxs, ScalarType::Long);
   }
 
+  // Calls body(Problem) with the types of the boxes and of the scores.
+  template <typename Body>
+  void with_problem(double iou_threshold, int64_t limit, std::optional<double> score_threshold, Body&& body) const {
+    const auto typed = [&](auto box_type, auto score_type) {
+      using T = decltype(box_type);
+      using Score = decltype(score_type);
+      std::optional<Score> least;
+      if (score_threshold) least = static_cast<Score>(*score_threshold);
+      body(Problem<T, Score>{
+          boxes_.const_data_ptr<T>(), scores_.const_data_ptr<Score>(),
+          classes_ ? classes_->const_data_ptr<int64_t>() : nullptr, boxes_.size(boxes_.dim() - 2),
+          floor_to<T>(iou_threshold), limit, least});
+    };
+    const auto with_boxes = [&](auto box_type) {
+      scores_.scalar_type() == ScalarType::Double ? typed(box_type, double{}) : typed(box_type, float{});
+    };
+    boxes_.scalar_type() == ScalarType::Double ? with_boxes(double{}) : with_boxes(float{});
+  }
+
+ private:
+  Tensor boxes_, scores_;
+  std::optional<Tensor> classes_;
+};
+
+Tensor suppress(const Tensor& boxes, const Tensor& scores, const Tensor* idxs, double iou_threshold) {
+  check_nms_arguments(boxes, scores, idxs, false);
   std::vector<int64_t> kept;
-  const auto with_scores = [&](auto* box_data) {
-    kept = scores_.scalar_type() == ScalarType::Double
-        ? survivors(box_data, scores_.const_data_ptr<double>(), class_ids, count, iou_threshold)
-        : survivors(box_data, scores_.const_data_ptr<float>(), class_ids, count, iou_threshold);
-  };
+  const int64_t count = boxes.size(0);
   if (count > 0) {
-    if (boxes_.scalar_type() == ScalarType::Double) {
-      with_scores(boxes_.const_data_ptr<double>());
-    } else {
-      with_scores(boxes_.const_data_ptr<float>());
-    }
+    Arguments(boxes, scores, idxs).with_problem(iou_threshold, count, std::nullopt, [&](const auto& problem) {
+      kept = survivors(problem);
+    });
   }
-  const int64_t size = static_cast<int64_t>(kept.size());
-  Tensor result = torch::stable::new_empty(boxes, {size}, ScalarType::Long);
+  Tensor result = torch::stable::new_empty(boxes, {static_cast<int64_t>(kept.size())}, ScalarType::Long);
   std::copy(kept.begin(), kept.end(), result.mutable_data_ptr<int64_t>());
   return result;
 }
@@ -221,11 +262,46 @@ Tensor batched_nms(const Tensor& boxes, const Tensor& scores, const Tensor& idxs
   return suppress(boxes, scores, &idxs, iou_threshold);
 }
 
+std::tuple<Tensor, Tensor> nms_padded(
+    const Tensor& boxes, const Tensor& scores, double iou_threshold, int64_t max_output, std::optional<Tensor> idxs,
+    std::optional<double> score_threshold) {
+  check_nms_arguments(boxes, scores, idxs ? &*idxs : nullptr, true);
+  check(max_output >= 0, "max_output: expected 0 or more, got ", max_output);
+  const bool batch = boxes.dim() == 3;
+  const int64_t images = batch ? boxes.size(0) : 1, count = boxes.size(boxes.dim() - 2);
+  const std::vector<int64_t> before = batch ? std::vector<int64_t>{images} : std::vector<int64_t>{};
+  std::vector<int64_t> sizes = before;
+  sizes.push_back(max_output);
+  Tensor indices = torch::stable::new_empty(boxes, sizes, ScalarType::Long);
+  Tensor counts = torch::stable::new_empty(boxes, before, ScalarType::Long);
+  int64_t* const to = indices.mutable_data_ptr<int64_t>();
+  int64_t* const counts_to = counts.mutable_data_ptr<int64_t>();
+  std::fill(to, to + images * max_output, -1);
+  std::fill(counts_to, counts_to + images, 0);
+  if (count == 0 || max_output == 0) return {indices, counts};
+
+  Arguments(boxes, scores, idxs ? &*idxs : nullptr)
+      .with_problem(iou_threshold, max_output, score_threshold, [&](const auto& problem) {
+        const double overlaps = static_cast<double>(count) * std::min(count, max_output);
+        const int64_t images_per_thread =
+            static_cast<int64_t>(std::clamp(kOverlapsPerThread / overlaps, 1.0, static_cast<double>(std::max<int64_t>(images, 1))));
+        torch::stable::parallel_for(0, images, images_per_thread, [&](int64_t first, int64_t last) {
+          for (int64_t image = first; image < last; ++image) {
+            const std::vector<int64_t> kept = survivors(problem.of_image(image));
+            std::copy(kept.begin(), kept.end(), to + image * max_output);
+            counts_to[image] = static_cast<int64_t>(kept.size());
+          }
+        });
+      });
+  return {indices, counts};
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(fastnas, CPU, m) {
   m.impl("nms", TORCH_BOX(&nms));
   m.impl("batched_nms", TORCH_BOX(&batched_nms));
+  m.impl("nms_padded", TORCH_BOX(&nms_padded));
 }
 
 }  // namespace fastnas

@@ -4,8 +4,9 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
-#include <cstring>
 #include <vector>
+
+#include "../order.h"
 
 namespace fastnas {
 
@@ -13,24 +14,6 @@ struct Keyed {
   uint64_t key;
   int64_t index;
 };
-
-// Keys whose ascending order is the descending order of the scores. NaN comes first (torch sorts it as the greatest) and
-// the two zeros are equal.
-inline uint64_t descending_key(float score) {
-  score = score == 0 ? 0.0f : score;
-  uint32_t bits;
-  std::memcpy(&bits, &score, sizeof(bits));
-  if (score != score) bits = 0x7fffffffu;
-  return bits >> 31 ? bits : 0x7fffffffu - bits;
-}
-inline uint64_t descending_key(double score) {
-  score = score == 0 ? 0.0 : score;
-  uint64_t bits;
-  std::memcpy(&bits, &score, sizeof(bits));
-  if (score != score) bits = 0x7fffffffffffffffull;
-  return bits >> 63 ? bits : 0x7fffffffffffffffull - bits;
-}
-inline uint64_t ascending_key(int64_t value) { return static_cast<uint64_t>(value) ^ (1ull << 63); }
 
 inline void sort_by_key(std::vector<Keyed>& items) {
   if (items.size() < 256) {  // the histograms below would cost more than comparing

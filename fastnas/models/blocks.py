@@ -9,11 +9,28 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastnas.blueprint import blocks as spec
-from fastnas.ops import multiscale_roi_align
+from fastnas.ops import GroupNormAct, multiscale_roi_align
 
 
-def make_norm(kind: str, channels: int) -> nn.Module:
-    return nn.BatchNorm2d(channels) if kind == "bn" else nn.GroupNorm(spec.gn_groups(channels), channels)
+class BatchNormAct(nn.BatchNorm2d):
+    """Batch norm, addition of a residual and relu in one module, so that blocks read the same for both kinds of norm."""
+
+    def __init__(self, channels: int, activation: str):
+        super().__init__(channels)
+        self.activation = activation
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        x = super().forward(input)
+        if residual is not None:
+            x = x + residual
+        return F.relu(x, inplace=True) if self.activation == "relu" else x
+
+
+def make_norm(kind: str, channels: int, activation: str = "none") -> nn.Module:
+    """forward(x, residual=None) -> activation(norm(x) + residual); "none" or "relu". Keys of the state dict are torch's."""
+    if kind == "bn":
+        return BatchNormAct(channels, activation)
+    return GroupNormAct(spec.gn_groups(channels), channels, activation=activation)
 
 
 def conv(cin: int, cout: int, kernel: int, stride: int = 1, groups: int = 1, bias: bool = False) -> nn.Conv2d:
@@ -28,16 +45,16 @@ class Stem(nn.Module):
         self.pools = s.kind == "7x7"
         middle = s.channels if self.pools else s.channels // 2
         self.conv1 = conv(3, middle, 7 if self.pools else 3, stride=2)
-        self.norm1 = make_norm(s.norm, middle)
+        self.norm1 = make_norm(s.norm, middle, "relu")
         if not self.pools:
             self.conv2 = conv(middle, s.channels, 3, stride=2)
-            self.norm2 = make_norm(s.norm, s.channels)
+            self.norm2 = make_norm(s.norm, s.channels, "relu")
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.norm1(self.conv1(x)), inplace=True)
+        x = self.norm1(self.conv1(x))
         if self.pools:
             return F.max_pool2d(x, 3, stride=2, padding=1)
-        return F.relu(self.norm2(self.conv2(x)), inplace=True)
+        return self.norm2(self.conv2(x))
 
 
 class Projection(nn.Module):
@@ -62,7 +79,7 @@ class Residual(nn.Module):
         self.depth = len(convs)
         for index, (cin, cout, kernel, groups, _) in enumerate(convs):
             self.add_module(f"conv{index + 1}", conv(cin, cout, kernel, s.stride if index == strided else 1, groups))
-            self.add_module(f"norm{index + 1}", make_norm(s.norm, cout))
+            self.add_module(f"norm{index + 1}", make_norm(s.norm, cout, "relu"))
         self.downsample = Projection(s.in_channels, s.out_channels, s.stride, s.norm) if s.projects else None
 
     @property
@@ -72,11 +89,9 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
-        for index in range(1, self.depth + 1):
+        for index in range(1, self.depth):
             x = getattr(self, f"norm{index}")(getattr(self, f"conv{index}")(x))
-            if index < self.depth:
-                x = F.relu(x, inplace=True)
-        return F.relu(x + shortcut, inplace=True)
+        return self.last_norm(getattr(self, f"conv{self.depth}")(x), shortcut)
 
 
 class FpnLevel(nn.Module):

@@ -1,12 +1,18 @@
-"""RoIAlign (Mask R-CNN, He et al. 2017) on one feature map or on a pyramid. Kernels: csrc/cpu/roi_align.cpp."""
+"""RoIAlign (Mask R-CNN, He et al. 2017) on one feature map or on a pyramid. Kernels: csrc/cpu/roi_align.cpp,
+csrc/cuda/roi_align.cu.
+
+On the GPU everything is queued without waiting for the device, so calls can be captured in a CUDA graph. The price: a box for an
+image that is not there cannot be reported there; it pools zeros and gets no gradient (on the CPU it is an error).
+"""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from fastnas.errors import InputError
 from fastnas.ops._layout import empty_like_layout, is_channels_last, layout
 from fastnas.ops._library import register_fake, require_library
 
@@ -22,7 +28,7 @@ def roi_align(
     """Averages bilinear samples of `input` in a grid of bins over each box; torchvision's arguments and results.
 
     Args:
-        input: [N, C, H, W] features, fp32, fp64, fp16 or bf16. Channels-last is the fast layout.
+        input: [N, C, H, W] features, fp32, fp16 or bf16, on the CPU also fp64. Channels-last is the fast layout.
         boxes: [K, 5] as (image, x1, y1, x2, y2), or one [L, 4] per image. Their type is independent of the features';
             they are computed in fp32 (fp64 for fp64 features) and get no gradient.
         output_size: bins, (height, width) or one number for both.
@@ -31,22 +37,23 @@ def roi_align(
         aligned: shift by half a cell, so that cell centres are at half-integers (the exact convention).
 
     Returns:
-        [K, C, height, width] in the type and layout of `input`. The backward pass is deterministic.
+        [K, C, height, width] in the type and layout of `input`. The gradient is deterministic on the CPU, and on the GPU
+        under `torch.use_deterministic_algorithms(True)`; else the GPU adds in any order, with fp32 atomics.
 
     Raises:
-        RuntimeError: wrong shapes or types, or a box for an image that is not there.
-        FastnasError: the operators are not built.
+        RuntimeError: wrong shapes or types, or (CPU) a box for an image that is not there.
+        InputError: a list of boxes that is not one [L, 4] per image. FastnasError: the operators are not built.
     """
-    height, width = (output_size, output_size) if isinstance(output_size, int) else output_size
+    height, width = _both_axes(output_size)
     if not isinstance(boxes, Tensor):
-        boxes = _rows_with_image(boxes)
+        boxes = _rows_with_image(boxes, input)
     return _pool([input], boxes, _Pooling(height, width, (float(spatial_scale),), sampling_ratio, aligned, 1.0, 0.0))
 
 
 def multiscale_roi_align(
     features: Sequence[Tensor],
     boxes: Tensor,
-    output_size: int,
+    output_size: int | Sequence[int],
     strides: Sequence[int],
     sampling_ratio: int = 2,
     aligned: bool = False,
@@ -61,27 +68,87 @@ def multiscale_roi_align(
     Args:
         features: one [N, C, H_l, W_l] per level, finest first. Levels of another type than the first are converted.
         boxes: [K, 5] as (image, x1, y1, x2, y2) in image pixels.
-        output_size: bins per axis.
+        output_size: bins, (height, width) or one number for both.
         strides: image pixels per cell, one power of two per level, each twice the one before.
         sampling_ratio, aligned: as for `roi_align`.
         canonical_size: side, in pixels, of a box that belongs to level `canonical_level` (the level of stride 2^level).
 
     Returns:
-        [K, C, output_size, output_size] in the order of `boxes`, in the type and layout of the first level.
+        [K, C, height, width] in the order of `boxes`, in the type and layout of the first level.
 
     Raises:
-        ValueError: strides that are no pyramid. RuntimeError, FastnasError: as for `roi_align`.
+        InputError: strides that are no pyramid. RuntimeError, FastnasError: as for `roi_align`.
     """
     if any(stride <= 0 or stride & (stride - 1) for stride in strides) or any(
         finer * 2 != coarser for finer, coarser in zip(strides, strides[1:], strict=False)
     ):
-        raise ValueError(f"strides: expected powers of two, each twice the one before, got {list(strides)}")
+        raise InputError(f"strides: expected powers of two, each twice the one before, got {list(strides)}")
+    height, width = _both_axes(output_size)
     features = [level if level.dtype == features[0].dtype else level.to(features[0].dtype) for level in features]
     scales = tuple(1.0 / stride for stride in strides)
-    pooling = _Pooling(
-        output_size, output_size, scales, sampling_ratio, aligned, float(canonical_size), float(canonical_level)
-    )
+    pooling = _Pooling(height, width, scales, sampling_ratio, aligned, float(canonical_size), float(canonical_level))
     return _pool(features, boxes, pooling)
+
+
+class RoIAlign(nn.Module):
+    """`roi_align` as a module, with the constructor and the call of torchvision's."""
+
+    def __init__(
+        self, output_size: int | Sequence[int], spatial_scale: float, sampling_ratio: int, aligned: bool = False
+    ) -> None:
+        super().__init__()
+        self.output_size = output_size
+        self.spatial_scale = spatial_scale
+        self.sampling_ratio = sampling_ratio
+        self.aligned = aligned
+
+    def forward(self, input: Tensor, rois: Tensor | Sequence[Tensor]) -> Tensor:
+        return roi_align(input, rois, self.output_size, self.spatial_scale, self.sampling_ratio, self.aligned)
+
+    def extra_repr(self) -> str:
+        return (
+            f"output_size={self.output_size}, spatial_scale={self.spatial_scale}, "
+            f"sampling_ratio={self.sampling_ratio}, aligned={self.aligned}"
+        )
+
+
+class MultiscaleRoIAlign(nn.Module):
+    """`multiscale_roi_align` as a module: call it with the features, finest first, and [K, 5] boxes."""
+
+    def __init__(
+        self,
+        output_size: int | Sequence[int],
+        strides: Sequence[int],
+        sampling_ratio: int = 2,
+        aligned: bool = False,
+        canonical_size: int = 224,
+        canonical_level: int = 4,
+    ) -> None:
+        super().__init__()
+        self.output_size = output_size
+        self.strides = tuple(strides)
+        self.sampling_ratio = sampling_ratio
+        self.aligned = aligned
+        self.canonical_size = canonical_size
+        self.canonical_level = canonical_level
+
+    def forward(self, features: Sequence[Tensor], boxes: Tensor) -> Tensor:
+        return multiscale_roi_align(
+            features,
+            boxes,
+            self.output_size,
+            self.strides,
+            self.sampling_ratio,
+            self.aligned,
+            self.canonical_size,
+            self.canonical_level,
+        )
+
+    def extra_repr(self) -> str:
+        return (
+            f"output_size={self.output_size}, strides={self.strides}, sampling_ratio={self.sampling_ratio}, "
+            f"aligned={self.aligned}, canonical_size={self.canonical_size}, canonical_level={self.canonical_level}"
+        )
 
 
 class _Pooling(NamedTuple):
@@ -96,13 +163,22 @@ class _Pooling(NamedTuple):
     canonical_level: float
 
 
-def _rows_with_image(boxes: Sequence[Tensor]) -> Tensor:
-    rows = torch.cat(list(boxes))
-    counts = torch.tensor([len(of_image) for of_image in boxes], device=rows.device)
-    # fp16 and bf16 cannot count many images; the coordinates do not lose anything in fp32.
-    rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
-    images = torch.repeat_interleave(torch.arange(len(boxes), device=rows.device), counts).to(rows.dtype)
-    return torch.cat([images[:, None], rows], dim=1)
+def _both_axes(output_size: int | Sequence[int]) -> tuple[int, int]:
+    if isinstance(output_size, int):
+        return output_size, output_size
+    height, width = output_size
+    return height, width
+
+
+def _rows_with_image(boxes: Sequence[Tensor], features: Tensor) -> Tensor:
+    if any(of_image.dim() != 2 or of_image.size(1) != 4 for of_image in boxes):
+        raise InputError(f"boxes: expected one [L, 4] per image, got {[list(of_image.shape) for of_image in boxes]}")
+    if not boxes:
+        return features.new_empty((0, 5), dtype=torch.float32)
+    # fp16 and bf16 cannot count many images; the coordinates do not lose anything in fp32. Padding needs no tensor of numbers
+    # from the host, for which a GPU would have to be waited for.
+    wide = torch.promote_types(boxes[0].dtype, torch.float32)
+    return torch.cat([nn.functional.pad(of_image.to(wide), (1, 0), value=float(i)) for i, of_image in enumerate(boxes)])
 
 
 def _pool(features: list[Tensor], boxes: Tensor, pooling: _Pooling) -> Tensor:
@@ -131,7 +207,7 @@ class _RoIAlign(torch.autograd.Function):
         (boxes,) = ctx.saved_tensors
         _, _, *rest = ctx.pooling
         gradients = torch.ops.fastnas.roi_align_backward.default(
-            grad, boxes, ctx.batch, ctx.heights, ctx.widths, ctx.channels_last, *rest
+            grad, boxes, ctx.batch, ctx.heights, ctx.widths, ctx.channels_last, *rest, torch.are_deterministic_algorithms_enabled()
         )
         return None, None, *gradients
 
@@ -166,6 +242,7 @@ def _roi_align_backward_shapes(
     aligned: bool,
     canonical_size: float,
     canonical_level: float,
+    deterministic: bool,
 ) -> list[Tensor]:
     return [
         torch.empty((batch, grad.size(1), h, w), dtype=grad.dtype, device=grad.device, memory_format=layout(last))

@@ -34,6 +34,31 @@ def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: floa
     return sorted(kept, key=lambda i: (-scores[i].item(), i))
 
 
+def soft_nms(
+    boxes: Tensor, scores: Tensor, method: str, iou_threshold: float, sigma: float, score_threshold: float,
+    max_output: int | None, idxs: Tensor | None,
+) -> tuple[list[int], list[float]]:  # fmt: skip
+    """Bodla et al. 2017, section 3, with the conventions that fastnas.ops.soft_nms documents."""
+    coordinates, current = boxes.double().tolist(), scores.double().tolist()
+    classes = [0] * len(current) if idxs is None else idxs.tolist()
+    in_play = [i for i, score in enumerate(current) if score > score_threshold]
+    indices: list[int] = []
+    rescored: list[float] = []
+    while in_play and (max_output is None or len(indices) < max_output):
+        best = max(in_play, key=lambda i: current[i])  # the first of equals, and in_play ascends
+        indices.append(best)
+        rescored.append(current[best])
+        in_play.remove(best)
+        for i in in_play:
+            overlap = box_iou(coordinates[best], coordinates[i]) if classes[i] == classes[best] else 0.0
+            if method == "linear" and overlap > iou_threshold:
+                current[i] *= 1 - overlap
+            if method == "gaussian" and overlap > 0:
+                current[i] *= math.exp(-(overlap**2) / sigma)
+        in_play = [i for i in in_play if current[i] > score_threshold]
+    return indices, rescored
+
+
 def bilinear(image: Tensor, y: float, x: float) -> Tensor:
     """[C] sample of image [C, H, W] between cells; nothing further than one cell outside."""
     _, height, width = image.shape

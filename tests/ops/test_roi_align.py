@@ -5,6 +5,7 @@ import torch
 import torchvision
 
 from fastnas import ops
+from fastnas.errors import InputError
 from tests.ops import reference
 
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
@@ -262,7 +263,7 @@ def test_bad_arguments_name_the_argument():
         ops.multiscale_roi_align([maps], torch.zeros(3, 5), 7, [4, 8])
     with pytest.raises(RuntimeError, match="features: every level needs the same"):
         ops.multiscale_roi_align([maps, maps[:, :2]], torch.zeros(3, 5), 7, [4, 8])
-    with pytest.raises(ValueError, match="powers of two"):
+    with pytest.raises(InputError, match="powers of two"):
         ops.multiscale_roi_align([maps, maps], torch.zeros(3, 5), 7, [4, 16])
 
 
@@ -275,7 +276,7 @@ def test_opcheck(layout):
     flags = [layout == torch.channels_last] * 4
     sizes = [list(side) for side in zip(*(level.shape[2:] for level in maps), strict=True)]
     gradient = features(9, 20, 7, 7, dtype=torch.float32, layout=layout)
-    torch.library.opcheck(torch.ops.fastnas.roi_align_backward.default, (gradient, boxes, 2, *sizes, flags, *pooling))
+    torch.library.opcheck(torch.ops.fastnas.roi_align_backward.default, (gradient, boxes, 2, *sizes, flags, *pooling, False))
 
 
 @pytest.mark.slow
