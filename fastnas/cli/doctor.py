@@ -10,6 +10,7 @@ import click
 
 import fastnas
 from fastnas.cli.main import common_options
+from fastnas.errors import FastnasError
 
 PACKAGES = (
     *("torch", "torchvision", "onnxruntime", "onnx", "numpy", "pycocotools", "faster-coco-eval", "pillow", "safetensors"),
@@ -108,11 +109,14 @@ def _engines() -> list[dict[str, Any]]:
         return [{"name": "all", "runs": False, "version": None, "precision": None, "problem": _one_line(error)}]
     found = []
     for name in ENGINES:
+        row = {"name": name, "runs": False, "version": None, "precision": None, "problem": None}
         try:
             engine = open_engine(name)
-            found.append({"name": name, "runs": True, "version": engine.version, "precision": engine.precision, "problem": None})
+            found.append({**row, "runs": True, "version": engine.version, "precision": engine.precision})
+        except FastnasError as error:  # says itself what to install, or that there is no device
+            found.append({**row, "problem": str(error).removeprefix(f"engine {name} ")})
         except Exception as error:
-            found.append({"name": name, "runs": False, "version": None, "precision": None, "problem": _one_line(error)})
+            found.append({**row, "problem": _one_line(error)})
     return found
 
 

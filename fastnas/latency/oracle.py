@@ -20,7 +20,7 @@ from fastnas.latency.calibration import MOST, TOO_FAR, Calibration, calibration_
 from fastnas.latency.engines import open_engine
 from fastnas.latency.table import Environment, LatencyTable, default_path
 from fastnas.latency.timing import DENSE, GATHER, QUIET_AGAIN_S, REFERENCES, Mix, Stopwatch, Timing, lowered, mix_of
-from fastnas.models.onnx import block_inputs, block_model, network_inputs, network_model
+from fastnas.models.workload import BlockWorkload, NetworkWorkload
 
 FLOOR = 0.10  # see bench/results/oracle-onnxruntime.json for how far sums are off
 _REMEMBERED = 100_000  # prices kept in memory
@@ -215,7 +215,7 @@ class Oracle:
         All of them are in memory at the same time.
         """
         networks = [expand(blueprint) for blueprint in blueprints]
-        runs = [self.engine.prepare(network_model(n, synthetic_scores=True), network_inputs(n)).run for n in networks]
+        runs = [self.engine.prepare(NetworkWorkload(n)).run for n in networks]
         return self._stopwatch().measure_whole([(run, self._mix(n)) for run, n in zip(runs, networks, strict=True)])
 
     def _mix(self, network: Network) -> Mix:
@@ -255,7 +255,7 @@ class Oracle:
                 " (measure it with: fastnas bench-latency BLUEPRINT)"
             )
         watch = self._stopwatch()
-        runner = self.engine.prepare(block_model(spec, shapes), block_inputs(spec, shapes))
+        runner = self.engine.prepare(BlockWorkload(spec, shapes))
         timing = watch.measure(runner.run, mix_of(spec))
         while not self.table.put(self._row, spec.key(shapes), timing):  # another process corrected the table meanwhile
             self._adopt(self.table.environment(self.environment))

@@ -24,7 +24,7 @@ from statistics import median
 from fastnas.blueprint import expand, parse
 from fastnas.blueprint.blocks import Detections, Proposals, Residual, RoiPool, Spec
 from fastnas.latency.engines import Engine
-from fastnas.models.onnx import block_inputs, block_model, network_inputs, network_model
+from fastnas.models.workload import BlockWorkload, NetworkWorkload
 
 DENSE, GATHER = "dense", "gather"
 REFERENCES = {
@@ -82,9 +82,8 @@ class Stopwatch:
 
     def __init__(self, engine: Engine, baselines: Mapping[str, float] | None = None):
         self._clock = engine.clock
-        self._references = {name: engine.prepare(block_model(*what), block_inputs(*what)).run for name, what in REFERENCES.items()}
-        network = expand(parse(BETWEEN))
-        self._between = engine.prepare(network_model(network, synthetic_scores=True), network_inputs(network)).run
+        self._references = {name: engine.prepare(BlockWorkload(*what)).run for name, what in REFERENCES.items()}
+        self._between = engine.prepare(NetworkWorkload(expand(parse(BETWEEN)))).run
         for run in (*self._references.values(), self._between):
             run()
         self.baselines = dict(baselines) if baselines else self.quiet(QUIET_S)

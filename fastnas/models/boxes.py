@@ -71,7 +71,7 @@ def select_proposals(
         chosen = level_deltas.gather(1, index[..., None].expand(-1, -1, 4))
         boxes.append(decode(chosen, level_boxes[index], RPN_WEIGHTS))
         best.append(top)
-        group.append(torch.arange(images)[:, None].expand_as(index) * len(scores) + level)
+        group.append(torch.arange(images, device=index.device)[:, None].expand_as(index) * len(scores) + level)
     flat = clip(torch.cat(boxes, 1), s.input).flatten(0, 1)
     score, groups = torch.cat(best, 1).flatten(), torch.cat(group, 1).flatten()
     usable = ((flat[:, 2:] - flat[:, :2]).amin(1) >= MIN_SIDE).nonzero()[:, 0]
@@ -85,7 +85,7 @@ def select_proposals(
 def select_detections(s: spec.Detections, proposals: list[Tensor], logits: Tensor, deltas: Tensor) -> list[dict[str, Tensor]]:
     """Final suppression of a batch: per image {"boxes" (D, 4), "scores" (D,), "labels" (D,) from 1}, best first."""
     regions = torch.cat(proposals)
-    owner = torch.repeat_interleave(torch.arange(len(proposals)), torch.tensor([len(boxes) for boxes in proposals]))
+    owner = torch.cat([regions.new_full((len(boxes),), index, dtype=torch.int64) for index, boxes in enumerate(proposals)])
     probability = logits.float().softmax(1)[:, 1:]
     region, label = (probability > s.score).nonzero(as_tuple=True)
     score = probability[region, label]

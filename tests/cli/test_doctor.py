@@ -33,10 +33,28 @@ def test_what_is_here(cache):
     assert found["cpu"]["cores"] >= 1 and found["cpu"]["model"]
     assert found["memory"]["total_bytes"] >= found["memory"]["available_bytes"] > 0
     assert bool(found["cuda"]["devices"]) == torch.cuda.is_available()
-    [engine] = found["engines"]
-    assert engine["name"] == "onnxruntime" and engine["runs"] and engine["version"] == found["versions"]["onnxruntime"]
+    engines = {engine["name"]: engine for engine in found["engines"]}
+    assert list(engines) == ["onnxruntime", "torch-cpu", "torch-cuda", "tensorrt", "tensorrt-rtx"]
+    assert engines["onnxruntime"]["runs"] and engines["onnxruntime"]["version"] == found["versions"]["onnxruntime"]
+    assert engines["torch-cpu"]["runs"] and engines["torch-cpu"]["precision"] == "fp32"
+    assert all(bool(engine["problem"]) != engine["runs"] for engine in engines.values())
     assert found["table"]["path"] == str(cache / "latency.db") and not found["table"]["exists"]
     assert not cache.exists()  # looking makes nothing
+
+
+def test_engines_that_cannot_run_say_what_to_do(monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for package in ("tensorrt", "tensorrt_rtx"):
+        monkeypatch.setitem(sys.modules, package, None)
+    problems = {engine["name"]: engine["problem"] for engine in json.loads(run("--json"))["engines"]}
+    assert "pip install 'fastnas[tensorrt]'" in problems["tensorrt"]
+    assert "pip install 'fastnas[tensorrt-rtx]'" in problems["tensorrt-rtx"]
+    assert problems["torch-cuda"].startswith("cannot run here: ")
+    text = run()
+    for problem in filter(None, problems.values()):
+        assert "\n" not in problem and problem in text
 
 
 def test_bf16_as_the_training_sees_it():

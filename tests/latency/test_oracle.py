@@ -154,7 +154,7 @@ class FakeEngine:
     def clock(self):
         return self.now
 
-    def prepare(self, model, inputs):
+    def prepare(self, workload):
         def run():
             self.now += 0.001 * FakeEngine.load
 

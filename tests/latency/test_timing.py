@@ -24,8 +24,8 @@ class FakeEngine:
 
         return run
 
-    def prepare(self, model, inputs):
-        kind = GATHER if any(node.op_type == "RoiAlign" for node in model.graph.node) else DENSE
+    def prepare(self, workload):
+        kind = GATHER if any(node.op_type == "RoiAlign" for node in workload.onnx().graph.node) else DENSE
         return type("Runner", (), {"run": staticmethod(self.takes(0.001, kind))})
 
 

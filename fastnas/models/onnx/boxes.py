@@ -2,6 +2,12 @@
 
 Numbers as in torchvision's RegionProposalNetwork, MultiScaleRoIAlign and RoIHeads (Ren et al. 2015; Lin et al. 2017).
 Outputs that hold fewer rows than promised are filled up with zero boxes (score 0, label 0).
+
+In a static graph (see `Graph`) no NonZero picks rows, so that sizes are known before the data is:
+- All levels lie one under the other in a single map from which one RoiAlign pools. Below and beside each level its edge is
+  repeated, which is what RoiAlign reads there of a level alone (except for boxes narrower than a cell that stick out).
+- Final suppression decodes the CANDIDATES best (region, class) pairs, not all of those over the score threshold.
+- Nothing sorts more than LARGEST_TOPK.
 """
 
 import math
@@ -17,8 +23,11 @@ MAX_LOG_SIDE = math.log(1000 / 16)  # deltas of width and height are clamped her
 HEAD_WEIGHTS = (10.0, 10.0, 5.0, 5.0)  # the box head's deltas are this many times larger than the RPN's
 SMALLEST_PROPOSAL = 1e-3  # pixels; narrower boxes are dropped
 SMALLEST_DETECTION = 1e-2
+CANDIDATES = 2000  # pairs in a static graph
+LARGEST_TOPK = 3840  # TensorRT's TopK gives no more
 _NEVER = -10000.0  # a score lower than any, also in half precision
 _INT64 = 7  # onnx.TensorProto.INT64
+_EDGE = 2  # rows and columns: samples of a box narrower than a cell lie up to 3/4 of a cell outside, and two are read
 _CANONICAL_LEVEL, _CANONICAL_SIDE, _LEVEL_EPS = 4, 224, 1e-6
 
 
@@ -30,7 +39,7 @@ def emit_proposals(
     scores, deltas, anchors, owner = [], [], [], []
     for level in range(levels):
         _, count, height, width = shapes[level]
-        kept = min(spec.topk, count * height * width)
+        kept = min(_topk(graph, spec.topk), count * height * width)
         flat = graph.add("Reshape", inputs[level], graph.integers(-1))
         best, index = graph.add("TopK", flat, graph.integers(kept), outputs=2, axis=0)
         scores.append(best)
@@ -66,6 +75,8 @@ def emit_roi_pool(
     # as a comparison of areas: the levels whose smallest area this region reaches
     reached = graph.add("GreaterOrEqual", area, graph.constant([[side**2 for side in sides]]))
     level = graph.add("ReduceSum", graph.add("Cast", reached, to=_INT64), graph.integers(1), keepdims=0)
+    if graph.static:
+        return [_pool_stacked(graph, spec, maps, shapes, boxes, level, batch)]
     order, pooled = [], []
     for index, value in enumerate(maps):
         mine = graph.add("NonZero", graph.add("Equal", level, graph.integers(index)))
@@ -88,9 +99,14 @@ def emit_detections(
     scores = graph.add("Softmax", logits, axis=1)
     scores = graph.add("Slice", scores, graph.integers(1), graph.integers(columns), graph.integers(1))  # background is column 0
     flat = graph.add("Reshape", scores, graph.integers(-1))
-    passing = graph.add("NonZero", graph.add("Greater", flat, graph.constant(spec.score)))
-    passing = graph.add("Squeeze", passing, graph.integers(0))
-    score = graph.add("Gather", flat, passing, axis=0)
+    count = min(CANDIDATES, regions * (columns - 1))
+    if graph.static:
+        best, passing = graph.add("TopK", flat, graph.integers(count), outputs=2, axis=0)
+        score = graph.add("Where", graph.add("Greater", best, graph.constant(spec.score)), best, graph.constant([_NEVER]))
+    else:
+        passing = graph.add("NonZero", graph.add("Greater", flat, graph.constant(spec.score)))
+        passing = graph.add("Squeeze", passing, graph.integers(0))
+        score = graph.add("Gather", flat, passing, axis=0)
     classes = graph.integers(columns - 1)
     region = graph.add("Div", passing, classes)
     label = graph.add("Add", graph.add("Sub", passing, graph.add("Mul", region, classes)), graph.integers(1))
@@ -101,7 +117,7 @@ def emit_detections(
     mine = graph.add("Equal", graph.constant(np.arange(1, columns).reshape(1, -1, 1), np.int64), label)
     by_class = graph.add("Where", mine, score, graph.constant([_NEVER]))
     selected = _suppress(graph, decoded, by_class, spec.detections, spec.nms)
-    padding = graph.add("Shape", passing)  # the row after the last pair is the zero box
+    padding = count if graph.static else graph.add("Shape", passing)  # the row after the last pair is the zero box
     kept, best = _best(graph, selected, score, padding, spec.detections)
     return [
         graph.add("Gather", _with_zero_row(graph, decoded), kept, axis=0),
@@ -168,6 +184,28 @@ def _with_zero_row(graph: Graph, boxes: str) -> str:
 
 def _join(graph: Graph, values: list[str]) -> str:
     return graph.add("Concat", *values, axis=0) if len(values) > 1 else values[0]
+
+
+def _topk(graph: Graph, count: int) -> int:
+    return min(count, LARGEST_TOPK) if graph.static else count
+
+
+def _pool_stacked(
+    graph: Graph, spec: b.RoiPool, maps: list[str], shapes: b.Shapes, boxes: str, level: str, batch: str
+) -> str:
+    """RoiAlign of boxes (R, 4), each on its `level` (R,), from all levels stacked into one map."""
+    widest, tops, stack, rows = max(shape[3] for shape in shapes[:-1]), [], [], 0
+    for value, (_, _, height, width) in zip(maps, shapes[:-1], strict=True):
+        value = graph.add("Pad", value, graph.integers(0, 0, 0, 0, 0, 0, _EDGE, _EDGE), mode="edge")
+        if width < widest:
+            value = graph.add("Pad", value, graph.integers(0, 0, 0, 0, 0, 0, 0, widest - width), mode="constant")
+        stack.append(value)
+        tops.append(rows)
+        rows += height + _EDGE
+    scales = graph.constant([[1 / stride] for stride in spec.strides])
+    scaled = graph.add("Mul", boxes, graph.add("Gather", scales, level, axis=0))
+    moved = graph.add("Add", scaled, graph.add("Gather", graph.constant([[0, top, 0, top] for top in tops]), level, axis=0))
+    return _roi_align(graph, spec, graph.add("Concat", *stack, axis=2), moved, batch, 1)
 
 
 def _roi_align(graph: Graph, spec: b.RoiPool, value: str, boxes: str, batch: str, stride: int) -> str:

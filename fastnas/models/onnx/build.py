@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 
 from fastnas.blueprint import blocks as b
-from fastnas.blueprint.expand import DETECTIONS, IMAGE, Block, Network
+from fastnas.blueprint.expand import DETECTIONS, IMAGE, Block, Network, Use
 from fastnas.models.onnx import boxes, layers, synthetic
 from fastnas.models.onnx.graph import Graph
 from fastnas.models.onnx.weights import RandomWeights, StateWeights, Weights, normal
@@ -25,13 +25,14 @@ EMITTERS = {
 
 
 def block_model(
-    spec: b.Spec, input_shapes: b.Shapes, seed: int = 0, weights: Mapping[str, np.ndarray] | None = None
+    spec: b.Spec, input_shapes: b.Shapes, seed: int = 0, weights: Mapping[str, np.ndarray] | None = None, static: bool = False
 ) -> onnx.ModelProto:
     """One block at these input shapes as it is deployed. Inputs `in0`, `in1`, ..., outputs `out0`, ...
 
     weights: state dict of a network in which this block is called `block` (default: random numbers from `seed`).
+    static: see `Graph`.
     """
-    graph = Graph()
+    graph = Graph(static)
     inputs = [graph.input(f"in{index}", shape) for index, shape in enumerate(input_shapes)]
     results = EMITTERS[type(spec)](graph, _source(weights, seed), "block", spec, inputs, input_shapes)
     shapes, dtypes = spec.outputs(input_shapes), output_dtypes(spec)
@@ -45,22 +46,23 @@ def block_inputs(spec: b.Spec, input_shapes: b.Shapes) -> dict[str, np.ndarray]:
 
 
 def network_model(
-    network: Network, weights: Mapping[str, np.ndarray] | None = None, synthetic_scores: bool = False
+    network: Network, weights: Mapping[str, np.ndarray] | None = None, synthetic_scores: bool = False, static: bool = False
 ) -> onnx.ModelProto:
     """The whole detector: input `image` (1, 3, H, W) as the backbone takes it, outputs `boxes`, `scores`, `labels`.
 
     weights: state dict of the torch module of the same blueprint as numpy arrays (default: random numbers).
     synthetic_scores: the blocks whose time depends on the data read the fixed synthetic scene from further inputs (see
     `network_inputs`); the values they would have read become outputs, so that no engine drops the work behind them.
+    static: see `Graph`.
     Raises InputError where the weights belong to another blueprint.
     """
-    graph, source = Graph(), _source(weights)
+    graph, source = Graph(static), _source(weights)
     values = {IMAGE: graph.input(IMAGE, network.shapes[IMAGE])}
     outputs, dtypes = list(DETECTIONS), {}
     for block, use in network.steps:
         inputs = [values[name] for name in use.inputs]
-        for index in synthetic.replaced(block.spec, len(inputs)) if synthetic_scores else ():
-            inputs[index] = graph.input(_scene_name(block, index), use.input_shapes[index])
+        for index, name in replaced_inputs(block, use).items() if synthetic_scores else ():
+            inputs[index] = graph.input(name, use.input_shapes[index])
             if use.inputs[index] not in outputs:
                 outputs.append(use.inputs[index])
         results = EMITTERS[type(block.spec)](graph, source, block.name, block.spec, inputs, use.input_shapes)
@@ -73,9 +75,9 @@ def network_inputs(network: Network) -> dict[str, np.ndarray]:
     """What to run `network_model(network, synthetic_scores=True)` with: a noise image and the scene."""
     arrays = {IMAGE: normal(network.shapes[IMAGE], 1.0)}
     for block, use in network.steps:
-        if replaced := synthetic.replaced(block.spec, len(use.inputs)):
+        if replaced := replaced_inputs(block, use):
             scene = synthetic.block_inputs(block.spec, use.input_shapes)
-            arrays.update({_scene_name(block, index): scene[index] for index in replaced})
+            arrays.update({name: scene[index] for index, name in replaced.items()})
     return arrays
 
 
@@ -89,5 +91,6 @@ def _source(weights: Mapping[str, np.ndarray] | None, seed: int = 0) -> Weights:
     return RandomWeights(seed) if weights is None else StateWeights(weights)
 
 
-def _scene_name(block: Block, index: int) -> str:
-    return f"synthetic.{block.name}.{index}"
+def replaced_inputs(block: Block, use: Use) -> dict[int, str]:
+    """Which inputs of a use are read from the scene when a whole network is timed, and the names of those values."""
+    return {index: f"synthetic.{block.name}.{index}" for index in synthetic.replaced(block.spec, len(use.inputs))}

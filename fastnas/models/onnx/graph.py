@@ -18,9 +18,13 @@ _TYPES = {
 
 
 class Graph:
-    """Collects nodes. Every method that adds something returns the name of the value it adds."""
+    """Collects nodes. Every method that adds something returns the name of the value it adds.
 
-    def __init__(self):
+    static: emitters choose forms in which no shape depends on the data, except for what a suppression selects.
+    """
+
+    def __init__(self, static: bool = False):
+        self.static = static
         self._nodes: list[onnx.NodeProto] = []
         self._initializers: list[onnx.TensorProto] = []
         self._values: dict[str, str] = {}  # by the names they were stored under

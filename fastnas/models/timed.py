@@ -1,0 +1,184 @@
+"""Blocks and whole networks as modules to be timed: as `fastnas.models.onnx` writes them, in torch.
+
+They differ from the detector that is trained as any deployed network does: batch norm is folded into the convolution before it,
+anchors lie ready on the device, one image at a time. The blocks whose time depends on the data read the synthetic scene.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from fastnas.blueprint import blocks as b
+from fastnas.blueprint.expand import DETECTIONS, IMAGE, Network
+from fastnas.models import boxes as box
+from fastnas.models.anchors import level_anchors
+from fastnas.models.blocks import build_block
+from fastnas.models.onnx.build import block_inputs, replaced_inputs
+
+FOLDS = {nn.Conv2d}  # exactly these: a convolution that computes its weights in forward cannot take a norm in
+LAST_SCALE = 0.25  # of norms that start at zero: what a branch computes shall not vanish, nor grow with depth
+
+
+class Proposals(nn.Module):
+    """Objectness and delta maps of all levels -> boxes (<= proposals, 4)."""
+
+    def __init__(self, spec: b.Proposals, shapes: b.Shapes):
+        super().__init__()
+        self.spec = spec
+        for index, (shape, stride) in enumerate(zip(shapes, spec.strides, strict=False)):  # the maps of the deltas come after
+            anchors = level_anchors(spec.input, shape[2:], stride, spec.scale, spec.ratios)
+            self.register_buffer(f"anchors{index}", torch.from_numpy(anchors))
+
+    def forward(self, *maps: Tensor) -> Tensor:
+        levels = len(maps) // 2
+        scores, deltas = box.flatten_maps(list(maps[:levels]), list(maps[levels:]))
+        return box.select_proposals(self.spec, scores, deltas, list(self.buffers()))[0]
+
+
+class RoiPool(nn.Module):
+    """Levels and boxes (R, 4) of the one image -> (R, C, s, s)."""
+
+    def __init__(self, spec: b.RoiPool, shapes: b.Shapes):
+        super().__init__()
+        self.pool = build_block(spec)
+
+    def forward(self, *values: Tensor) -> Tensor:
+        *levels, boxes = values
+        return self.pool(*levels, nn.functional.pad(boxes, (1, 0)))
+
+
+class Detections(nn.Module):
+    """Boxes (R, 4), logits and deltas -> boxes (D, 4), scores (D,), labels (D,)."""
+
+    def __init__(self, spec: b.Detections, shapes: b.Shapes):
+        super().__init__()
+        self.spec = spec
+
+    def forward(self, boxes: Tensor, logits: Tensor, deltas: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        found = box.select_detections(self.spec, [boxes], logits, deltas)[0]
+        return found["boxes"], found["scores"], found["labels"]
+
+
+BOX_MODULES: dict[type[b.Spec], type[nn.Module]] = {b.Proposals: Proposals, b.RoiPool: RoiPool, b.Detections: Detections}
+DYNAMIC = Proposals, Detections  # what they select is known when they ran
+
+
+@dataclass(frozen=True)
+class Step:
+    """One use of a block: names of the values that it reads and writes."""
+
+    module: nn.Module
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+    @property
+    def static(self) -> bool:
+        """Whether all shapes inside are known beforehand, as capturing and compiling need it."""
+        return not isinstance(self.module, DYNAMIC)
+
+
+class Part(nn.Module):
+    """Consecutive steps. Takes the values named `inputs`, returns a tuple of those named `outputs`."""
+
+    def __init__(self, steps: Sequence[Step], wanted: Iterable[str]):
+        super().__init__()
+        self.static = steps[0].static
+        self.modules_ = nn.ModuleList(step.module for step in steps)
+        self._wiring = [(step.inputs, step.outputs) for step in steps]
+        made = [name for step in steps for name in step.outputs]
+        self.inputs = tuple(dict.fromkeys(name for step in steps for name in step.inputs if name not in made))
+        self.outputs = tuple(name for name in made if name in set(wanted))
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        values = dict(zip(self.inputs, tensors, strict=True))
+        for module, (inputs, outputs) in zip(self.modules_, self._wiring, strict=True):
+            results = module(*(values[name] for name in inputs))
+            values.update(zip(outputs, results if isinstance(results, tuple) else (results,), strict=True))
+        return tuple(values[name] for name in self.outputs)
+
+
+class Timed(nn.Module):
+    """What an engine runs: parts one after the other. Each holds as many steps as are static, or as are not, in a row.
+
+    inputs: names of the values that `forward` takes, in order; boxes: those of them that are coordinates and stay float32.
+    outputs: names of what `forward` returns.
+    """
+
+    def __init__(self, steps: Sequence[Step], inputs: Iterable[str], boxes: set[str], outputs: Sequence[str]):
+        super().__init__()
+        self.inputs, self.boxes, self.outputs = tuple(inputs), frozenset(boxes), tuple(outputs)
+        groups: list[list[Step]] = []
+        for step in steps:
+            if groups and groups[-1][0].static == step.static:
+                groups[-1].append(step)
+            else:
+                groups.append([step])
+        self.parts = nn.ModuleList()
+        for index, group in enumerate(groups):
+            later = {name for rest in groups[index + 1 :] for step in rest for name in step.inputs}
+            self.parts.append(Part(group, later | set(outputs)))
+        self.eval().requires_grad_(False)
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        values = dict(zip(self.inputs, tensors, strict=True))
+        for part in self.parts:
+            values.update(zip(part.outputs, part(*(values[name] for name in part.inputs)), strict=True))
+        return tuple(values[name] for name in self.outputs)
+
+
+def timed_block(spec: b.Spec, shapes: b.Shapes) -> Timed:
+    """One block at these input shapes: inputs as `block_inputs` names them, outputs `out0`, ..."""
+    inputs = tuple(block_inputs(spec, shapes))
+    outputs = tuple(f"out{index}" for index in range(len(spec.outputs(shapes))))
+    boxes = {inputs[index] for index in _coordinates(spec, len(inputs))}
+    return Timed([Step(_module(spec, shapes), inputs, outputs)], inputs, boxes, outputs)
+
+
+def timed_network(network: Network) -> Timed:
+    """The whole detector on the synthetic scene; inputs and outputs as those of `network_model(network, synthetic_scores=True)`."""
+    modules: dict[str, nn.Module] = {}
+    steps, inputs, boxes, outputs = [], [IMAGE], set(), list(DETECTIONS)
+    for block, use in network.steps:
+        if block.name not in modules:
+            modules[block.name] = _module(block.spec, use.input_shapes)
+        names, scene = list(use.inputs), replaced_inputs(block, use)
+        for index, name in scene.items():
+            if names[index] not in outputs:
+                outputs.append(names[index])
+            names[index] = name
+        inputs += scene.values()
+        boxes |= {names[index] for index in _coordinates(block.spec, len(names)) if index in scene}
+        steps.append(Step(modules[block.name], tuple(names), use.outputs))
+    return Timed(steps, inputs, boxes, outputs)
+
+
+def _coordinates(spec: b.Spec, inputs: int) -> tuple[int, ...]:
+    """Which of a block's inputs are boxes."""
+    return (inputs - 1,) if isinstance(spec, b.RoiPool) else (0,) if isinstance(spec, b.Detections) else ()
+
+
+def _module(spec: b.Spec, shapes: b.Shapes) -> nn.Module:
+    if type(spec) in BOX_MODULES:
+        return BOX_MODULES[type(spec)](spec, shapes).eval()
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        module = build_block(spec).eval()
+        for child in module.modules():
+            scale = getattr(child, "weight", None) if isinstance(child, nn.BatchNorm2d | nn.GroupNorm) else None
+            if scale is not None and not scale.any():
+                scale.fill_(LAST_SCALE)
+        return fold_batch_norms(module)
+
+
+def fold_batch_norms(module: nn.Module) -> nn.Module:
+    """Folds every batch norm into the convolution of the same name in `module` (conv1 and norm1, conv and norm), in place."""
+    for parent in module.modules():
+        for name, conv in list(parent.named_children()):
+            norm = getattr(parent, name.replace("conv", "norm"), None)
+            if "conv" in name and type(conv) in FOLDS and isinstance(norm, nn.BatchNorm2d):
+                setattr(parent, name, fuse_conv_bn_eval(conv, norm))
+                setattr(parent, name.replace("conv", "norm"), nn.Identity())
+    return module
