@@ -49,7 +49,7 @@ def in_float64(values):
 
 def assert_near(actual: torch.Tensor, expected: torch.Tensor, tolerance: float) -> None:
     """Within `tolerance` of the largest value: sums over many pixels cannot be right to the last bit of a small one."""
-    scale = float(expected.abs().max()) if expected.numel() else 0.0
+    scale = float(expected.detach().abs().max()) if expected.numel() else 0.0
     torch.testing.assert_close(actual.double().cpu(), expected.double(), rtol=tolerance, atol=tolerance * (1 + scale))
 
 
