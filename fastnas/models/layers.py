@@ -27,18 +27,28 @@ def conv(cin: int, cout: int, kernel: int, stride: int = 1, groups: int = 1, bia
     return Conv2d(cin, cout, kernel, stride, padding=kernel // 2, groups=groups, bias=bias)
 
 
+class AddAct(nn.Module):
+    """Addition of a residual and relu: what a `BatchNormAct` does besides, once its norm is folded into a convolution."""
+
+    def __init__(self, activation: str):
+        super().__init__()
+        self.activation = activation
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        if residual is not None:
+            x = x + residual
+        return F.relu(x, inplace=True) if self.activation == "relu" else x
+
+
 class BatchNormAct(BatchNorm2d):
     """Batch norm, addition of a residual and relu in one module, so that blocks read the same for both kinds of norm."""
 
     def __init__(self, channels: int, activation: str):
         super().__init__(channels)
-        self.activation = activation
+        self.rest = AddAct(activation)
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        x = super().forward(input)
-        if residual is not None:
-            x = x + residual
-        return F.relu(x, inplace=True) if self.activation == "relu" else x
+        return self.rest(super().forward(input), residual)
 
 
 def make_norm(kind: str, channels: int, activation: str = "none") -> nn.Module:

@@ -17,7 +17,7 @@ from fastnas.models import boxes as box
 from fastnas.models import one_stage
 from fastnas.models.anchors import level_anchors
 from fastnas.models.blocks import build_block
-from fastnas.models.layers import Conv2d, SameConv2d
+from fastnas.models.layers import BatchNormAct, Conv2d, SameConv2d
 from fastnas.models.onnx.build import block_inputs, replaced_inputs
 
 FOLDS = {nn.Conv2d, Conv2d, SameConv2d}  # exactly these: a convolution that computes its weights in forward cannot take a norm in
@@ -208,5 +208,5 @@ def fold_batch_norms(module: nn.Module) -> nn.Module:
             norm = getattr(parent, name.replace("conv", "norm"), None)
             if "conv" in name and type(conv) in FOLDS and isinstance(norm, nn.BatchNorm2d):
                 setattr(parent, name, fuse_conv_bn_eval(conv, norm))
-                setattr(parent, name.replace("conv", "norm"), nn.Identity())
+                setattr(parent, name.replace("conv", "norm"), norm.rest if isinstance(norm, BatchNormAct) else nn.Identity())
     return module
