@@ -71,11 +71,15 @@ def network_model(
             inputs[index] = graph.input(name, use.input_shapes[index])
             if use.inputs[index] not in outputs:
                 outputs.append(use.inputs[index])
-        own = (use.index,) if block.spec.per_use else ()
-        results = EMITTERS[type(block.spec)](graph, source, block.name, block.spec, inputs, use.input_shapes, *own)
-        values.update(zip(use.outputs, results, strict=True))
+        values.update(zip(use.outputs, emit(graph, source, block, use, inputs), strict=True))
         dtypes.update(zip(use.outputs, output_dtypes(block.spec), strict=True))
     return graph.model([(values[name], name, network.shapes[name], dtypes[name]) for name in outputs])
+
+
+def emit(graph: Graph, weights: Weights, block: Block, use: Use, inputs: list[str]) -> list[str]:
+    """Adds one use of a block that reads these values; returns the names of its outputs."""
+    own = (use.index,) if block.spec.per_use else ()
+    return EMITTERS[type(block.spec)](graph, weights, block.name, block.spec, inputs, use.input_shapes, *own)
 
 
 def network_inputs(network: Network) -> dict[str, np.ndarray]:
