@@ -3,8 +3,8 @@
 SP-NAS (section 3): children "fully inherit the weights before the morphism". Rules:
 a tensor is copied where the lineage names an origin block and the shapes agree; a new residual block starts as an identity
 (weight of its last norm = 0), so a network that was only expanded computes exactly what its parent did; a residual block whose
-branch could not be copied whole also starts silent, and both hold for mobile blocks that add their input; a new projection keeps norm weight 1; a new pyramid level starts with a
-lateral of zero, so the finer levels see what they saw before.
+branch could not be copied whole also starts silent, and both hold for mobile blocks that add their input; a new projection keeps
+norm weight 1; a new pyramid level starts with a lateral of zero, so the finer levels see what they saw before.
 """
 
 from dataclasses import dataclass, field

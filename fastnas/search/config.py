@@ -119,7 +119,7 @@ def apply_change(data: dict[str, Any], change: str) -> None:
 
 
 def check_config(data: dict[str, Any], name: str = "config") -> SearchConfig:
-    """The checked configuration of a level (none named: the method's first). Raises InputError naming the wrong keys on one line."""
+    """The checked configuration of a level (none named: the first). Raises InputError naming the wrong keys on one line."""
     levels = LEVELS.get(data.get("space"), {})
     filled = {"level": next(iter(levels), None), "rules": {}, **data}
     if filled["level"] not in levels:

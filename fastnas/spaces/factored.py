@@ -77,7 +77,8 @@ class FactoredSpace:
             if axis.of(blueprint) not in known:
                 raise InputError(f"{axis.name} is {show_choice(axis.of(blueprint))}, which is none of the space's choices")
         if self._with(self._values(blueprint)) != blueprint:
-            raise InputError(f"{blueprint.text} differs from the space's ancestor in more than {', '.join(a.name for a in self.axes)}")
+            names = ", ".join(axis.name for axis in self.axes)
+            raise InputError(f"{blueprint.text} differs from the space's ancestor in more than {names}")
 
     def sample(self, rng: np.random.Generator) -> Blueprint:
         """Uniform over the valid combinations."""

@@ -150,34 +150,27 @@ class ModularSpace:
 
     def _code_transitions(self, c: int, b: int) -> Iterator[Transition]:
         """Every state stands for a code whose later stages have one `1` each, which costs nothing when it is read."""
-        start = self._number[c, b]
-        before = self._standing_for(c, b, 0, 0)
-        for symbol, more in ((ONE, 0), (TWO, 1)):
-            yield Transition(start, symbol, self._number[c, b, 0, more, True], before, self._standing_for(c, b, 0, more))
+        bases, channels, hidden = self._choices
+
+        def stand(*stages: str) -> Blueprint:
+            return self._with(bases[b], channels[c], hidden[0], "-".join([*stages, *"1" * STAGES][:STAGES]))
+
+        def read(start: int, before: Blueprint, end: tuple[int, int], *stages: str) -> Iterator[Transition]:
+            """A `1` or a `2` behind `stages`, the last of which it belongs to; end: stage, doublings before it."""
+            for symbol, more in ((ONE, 0), (TWO, 1)):
+                if end[1] + more <= DOUBLINGS:
+                    after = stand(*stages[:-1], stages[-1] + SYMBOLS[symbol])
+                    yield Transition(start, symbol, self._number[c, b, end[0], end[1] + more, True], before, after)
+
+        yield from read(self._number[c, b], stand(), (0, 0), "")
         for stage in range(STAGES):
             for doublings in range(DOUBLINGS + 1):
-                here, before = self._number[c, b, stage, doublings, True], self._standing_for(c, b, stage, doublings)
-                for symbol, more in ((ONE, 0), (TWO, 1)):
-                    if doublings + more <= DOUBLINGS:
-                        end, after = self._number[c, b, stage, doublings + more, True], self._standing_for(c, b, stage, doublings, symbol)
-                        yield Transition(here, symbol, end, before, after)
-                if stage + 1 == STAGES:
-                    continue
-                boundary = self._number[c, b, stage, doublings, False]
-                yield Transition(here, BOUNDARY, boundary, None, None)
-                for symbol, more in ((ONE, 0), (TWO, 1)):
-                    if doublings + more <= DOUBLINGS:
-                        end = self._number[c, b, stage + 1, doublings + more, True]
-                        after = self._standing_for(c, b, stage, doublings, then=symbol)
-                        yield Transition(boundary, symbol, end, before, after)
-
-    def _standing_for(self, c: int, b: int, stage: int, doublings: int, added: int | None = None, then: int = ONE) -> Blueprint:
-        """A blueprint that has read up to `stage`, all its doublings in the first, with a block `added` there, and `then` the next."""
-        bases, channels, hidden = self._choices
-        stages = ["2" * doublings or "1", *"1" * stage]
-        stages[-1] += SYMBOLS[added] if added is not None else ""
-        rest = [SYMBOLS[then], *"1" * STAGES][: STAGES - len(stages)]
-        return self._with(bases[b], channels[c], hidden[0], "-".join([*stages, *rest]))
+                here, stages = self._number[c, b, stage, doublings, True], ["2" * doublings or "1", *"1" * stage]
+                yield from read(here, stand(*stages), (stage, doublings), *stages)
+                if stage + 1 < STAGES:
+                    boundary = self._number[c, b, stage, doublings, False]
+                    yield Transition(here, BOUNDARY, boundary, None, None)
+                    yield from read(boundary, stand(*stages), (stage + 1, doublings), *stages, "")
 
     @cached_property
     def _number(self) -> dict[tuple | int, int]:

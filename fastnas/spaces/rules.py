@@ -1,4 +1,4 @@
-"""What the rules of all levels share. Rules are dataclasses; a search reads them from its configuration, where unknown keys are errors."""
+"""What the rules of all levels share: dataclasses that a search reads from its configuration, where unknown keys are errors."""
 
 from fastnas.errors import InputError
 

@@ -1,4 +1,4 @@
-"""SM-NAS, structural level (Yao et al., "SM-NAS: Structural-to-Modular Neural Architecture Search for Object Detection", AAAI 2020).
+"""SM-NAS, structural level (Yao et al., "Structural-to-Modular Neural Architecture Search for Object Detection", AAAI 2020).
 
 A detector is one choice each of input size, backbone, neck, region proposals and head. The parts of the chosen combination are then
 refined by the modular level (`modular.py`).

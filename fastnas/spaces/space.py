@@ -1,4 +1,4 @@
-"""What every space offers: an ancestor, sampling, mutation, crossing over, validation. Pure functions of (blueprint, rng); no torch."""
+"""What every space offers: an ancestor, sampling, mutation, crossing, validation. Pure functions of (blueprint, rng); no torch."""
 
 from dataclasses import dataclass
 from typing import Protocol

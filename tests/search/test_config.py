@@ -95,7 +95,8 @@ def test_every_level_has_rules_of_its_own(space, level):
     settings = check_config(load_config(space, file, (f"level={level}",)))
     assert type(settings.rules) is LEVELS[space][level].rules and settings.make_space(3).name == space
     assert check_config(settings.model_dump(mode="json")) == settings, "a worker reads it back"
-    for change, says in (("rules.p_cross=2", "p_cross is 2"), ("rules.nonsense=1", "rules.nonsense"), ("rules.operations=x", "operations")):
+    wrong = {"rules.p_cross=2": "p_cross is 2", "rules.nonsense=1": "rules.nonsense", "rules.operations=x": "rules.operations"}
+    for change, says in wrong.items():
         with pytest.raises(InputError, match=says) as caught:
             check_config(load_config(space, file, (change,)))
         assert str(caught.value).isprintable()
