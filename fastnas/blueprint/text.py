@@ -33,6 +33,23 @@ def parse(text: str) -> Blueprint:
     return _at({}, text, lambda: Blueprint(**found))
 
 
+def parse_part(slot: str, text: str):
+    """Reads one part as it is written in the one-line form, e.g. `fpn:64` for the neck; `none` where the slot may be left out."""
+    if text == "none" and slot in OPTIONAL:
+        return None
+    found, part = _component(text, text, 0)
+    if found != slot:
+        raise BlueprintError(f"{show(text)} is no {slot} ({example(slot)})")
+    return part
+
+
+def parse_input(text: str) -> tuple[int, int]:
+    """Reads HEIGHTxWIDTH."""
+    if not re.fullmatch(r"\d+x\d+", text, re.ASCII):
+        raise BlueprintError(f"{show(text)} is no input size (HEIGHTxWIDTH, e.g. 240x320)")
+    return _component(text, text, 0)[1]
+
+
 def _component(component: str, text: str, offset: int) -> tuple[str, object]:
     if size := re.fullmatch(r"(\d+)x(\d+)", component, re.ASCII):
         return "input", (_whole(size[1], text, offset), _whole(size[2], text, offset + size.start(2)))

@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn
 
+from fastnas.report import units
 from fastnas.search.driver import Listener
 from fastnas.search.record import FAILED, FINISHED, REJECTED, Record
 
@@ -66,7 +67,7 @@ class SearchDisplay(Listener):
         self._count(record)
         price = f"{record.predicted_ms:.2f} ms, {record.params / 1e6:.2f} M, {record.macs / 1e9:.2f} GMACs"
         made = f" <- {record.lineage.parent} ({', '.join(record.lineage.operations)})" if record.lineage.parent is not None else ""
-        head = f"#{record.id} {record.blueprint.backbone.code}{made}: "
+        head = f"#{record.id} {units.code(record.blueprint)}{made}: "
         if record.state == REJECTED:
             self.note(f"{head}rejected, {record.reason}")
         elif record.state == FAILED:

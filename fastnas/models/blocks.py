@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from fastnas.blueprint import blocks as spec
-from fastnas.models.parts import bifpn, effdet, efficientnet, fpn, rcnn, rpn, serial
+from fastnas.blueprint import operators as layer
+from fastnas.models.parts import bifpn, effdet, efficientnet, fpn, operators, rcnn, rpn, serial
 
 MODULES: dict[type[spec.Spec], type[nn.Module]] = {
     spec.Stem: serial.Stem,
@@ -24,6 +25,9 @@ MODULES: dict[type[spec.Spec], type[nn.Module]] = {
     spec.RoiPool: rcnn.RoiPool,
     spec.BoxHead: rcnn.BoxHead,
     spec.HeadTower: effdet.HeadTower,
+    layer.Conv: operators.Conv,
+    layer.Linear: operators.Linear,
+    layer.Pass: operators.Pass,
 }
 
 

@@ -3,8 +3,8 @@
 SP-NAS (section 3): children "fully inherit the weights before the morphism". Rules:
 a tensor is copied where the lineage names an origin block and the shapes agree; a new residual block starts as an identity
 (weight of its last norm = 0), so a network that was only expanded computes exactly what its parent did; a residual block whose
-branch could not be copied whole also starts silent; a new projection keeps norm weight 1; a new pyramid level starts with a
-lateral of zero, so the finer levels see what they saw before.
+branch could not be copied whole also starts silent, and both hold for mobile blocks that add their input; a new projection keeps
+norm weight 1; a new pyramid level starts with a lateral of zero, so the finer levels see what they saw before.
 """
 
 from dataclasses import dataclass, field
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fastnas.blueprint import Lineage
 from fastnas.errors import FastnasError
 from fastnas.models.detector import Detector
+from fastnas.models.parts.efficientnet import MobileBlock
 from fastnas.models.parts.fpn import FpnLevel
 from fastnas.models.parts.serial import Residual
 
@@ -58,7 +59,7 @@ def inherit(child: Detector, parent: dict[str, Tensor], lineage: Lineage) -> Inh
 
 def _quieten(module: nn.Module, new: bool, incomplete: bool) -> None:
     """Lets a block that could not be inherited whole start without disturbing the rest."""
-    if isinstance(module, Residual) and incomplete:
+    if incomplete and (isinstance(module, Residual) or isinstance(module, MobileBlock) and module.adds):
         nn.init.zeros_(module.last_norm.weight)
         nn.init.zeros_(module.last_norm.bias)
     if isinstance(module, FpnLevel) and new:

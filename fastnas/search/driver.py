@@ -16,7 +16,7 @@ from fastnas.blueprint import Blueprint, Lineage, expand
 from fastnas.errors import FastnasError
 from fastnas.files import write_atomic
 from fastnas.search.config import Limits, SearchConfig
-from fastnas.search.evolution import SerialEvolution
+from fastnas.search.evolution import Evolution
 from fastnas.search.executor import Executor
 from fastnas.search.front import finalists, pareto_entries
 from fastnas.search.record import FAILED, FINISHED, REJECTED, WAITING, Final, Record
@@ -48,7 +48,7 @@ class Listener:
 class Driver:
     study: Study
     config: SearchConfig
-    strategy: SerialEvolution
+    strategy: Evolution
     executor: Executor
     oracle: Prices
     listener: Listener

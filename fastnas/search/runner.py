@@ -16,7 +16,7 @@ from fastnas.files import cache_folder
 from fastnas.latency import Oracle
 from fastnas.search.config import SearchConfig, apply_change, check_config, load_config
 from fastnas.search.driver import Driver, Listener, priced
-from fastnas.search.evolution import SerialEvolution
+from fastnas.search.evolution import Evolution
 from fastnas.search.executor import Executor, InProcess, Workers, evaluators
 from fastnas.search.record import REJECTED
 from fastnas.search.study import Study
@@ -92,7 +92,7 @@ def _drive(study: Study, config: SearchConfig, train: DetectionData, val: Detect
         listener.note(f"latency: {oracle.note}")
     listener.note(f"latency: {oracle.calibration_note()}")
     with _executor(config, train, val) as executor:
-        strategy = SerialEvolution(config.make_space(len(train.split.classes)), config.seed)
+        strategy = Evolution(config.make_space(len(train.split.classes)), config.seed)
         return Driver(study, config, strategy, executor, oracle, listener).run()
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from fastnas.blueprint.check import integer
+from fastnas.blueprint.operators import Layers, Operators, Pass
 from fastnas.blueprint.spec import Shapes, Spec, conv_params, half
 from fastnas.blueprint.wiring import Wiring
 
@@ -57,6 +58,12 @@ class FpnLevel(Spec):
         n, _, h, w = inputs[0]
         return ((n, self.channels, h, w),) * (1 + self.feeds)
 
+    def operators(self, inputs: Shapes) -> Operators:
+        layers, size = Layers(), (1, self.channels, *inputs[0][2:])
+        coarser = [layers.add(Pass("upsample", size), shape) for shape in inputs[1:]]
+        layers.conv(self.channels, 3, layers.conv(self.channels, 1, inputs[0], *coarser))
+        return layers.done()
+
 
 @dataclass(frozen=True)
 class MaxPoolLevel(Spec):
@@ -67,3 +74,8 @@ class MaxPoolLevel(Spec):
     def outputs(self, inputs: Shapes) -> Shapes:
         n, c, h, w = inputs[0]
         return ((n, c, half(h), half(w)),)
+
+    def operators(self, inputs: Shapes) -> Operators:
+        layers = Layers()
+        layers.max_pool(1, inputs[0])
+        return layers.done()

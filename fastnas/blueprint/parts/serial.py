@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from fastnas.blueprint.check import integer, one_of, string
 from fastnas.blueprint.code import BlueprintError, positions, validate_code
+from fastnas.blueprint.operators import Layers, Operators
 from fastnas.blueprint.spec import Shapes, Spec, conv_params, half
 from fastnas.blueprint.wiring import IMAGE, Wiring, stage_block_name
 
@@ -82,6 +83,15 @@ class Stem(Spec):
         n, _, h, w = inputs[0]
         return ((n, self.channels, half(half(h)), half(half(w))),)
 
+    def operators(self, inputs: Shapes) -> Operators:
+        layers = Layers()
+        if self.kind == "7x7":
+            layers.max_pool(3, layers.normed(self.norm, self.channels, 7, inputs[0], stride=2, activation="relu"))
+        else:
+            x = layers.normed(self.norm, self.channels // 2, 3, inputs[0], stride=2, activation="relu")
+            layers.normed(self.norm, self.channels, 3, x, stride=2, activation="relu")
+        return layers.done()
+
 
 @dataclass(frozen=True)
 class Residual(Spec):
@@ -132,3 +142,13 @@ class Residual(Spec):
     def outputs(self, inputs: Shapes) -> Shapes:
         n, _, h, w = inputs[0]
         return ((n, self.out_channels, half(h), half(w)) if self.stride == 2 else (n, self.out_channels, h, w),)
+
+    def operators(self, inputs: Shapes) -> Operators:
+        layers, x = Layers(), inputs[0]
+        *chain, (_, out, kernel, _, _) = self.convs()[:-1] if self.projects else self.convs()
+        shortcut = layers.normed(self.norm, self.out_channels, 1, x, stride=self.stride) if self.projects else x
+        for _, width, size, groups, small in chain:
+            stride = self.stride if small and x[2:] == inputs[0][2:] else 1  # the first at the output's resolution
+            x = layers.normed(self.norm, width, size, x, stride=stride, groups=groups, activation="relu")
+        layers.normed(self.norm, out, kernel, x, shortcut, activation="relu")
+        return layers.done()

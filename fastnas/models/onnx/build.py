@@ -6,8 +6,9 @@ import numpy as np
 import onnx
 
 from fastnas.blueprint import blocks as b
+from fastnas.blueprint import operators as o
 from fastnas.blueprint.wiring import DETECTIONS, IMAGE, Block, Network, Use
-from fastnas.models.onnx import boxes, efficientdet, layers, synthetic
+from fastnas.models.onnx import boxes, efficientdet, layers, operators, synthetic
 from fastnas.models.onnx.graph import Graph
 from fastnas.models.onnx.weights import RandomWeights, StateWeights, Weights, normal
 
@@ -27,6 +28,9 @@ EMITTERS = {
     b.RoiPool: boxes.emit_roi_pool,
     b.Detections: boxes.emit_detections,
     b.AnchorDetections: boxes.emit_anchor_detections,
+    o.Conv: operators.emit_conv,
+    o.Linear: operators.emit_linear,
+    o.Pass: operators.emit_pass,
 }
 
 
