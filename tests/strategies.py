@@ -2,7 +2,9 @@
 
 from hypothesis import strategies as st
 
-from fastnas.blueprint import Bifpn, Blueprint, EffdetHead, EfficientNet, Fpn, RoiHead, Rpn, SerialBackbone
+from fastnas.blueprint import Bifpn, Blueprint, CascadeHead, EffdetHead, EfficientNet, Fpn, RoiHead, Rpn, SerialBackbone
+
+SUPPRESSIONS = ["hard", "linear", "gaussian"]
 
 
 @st.composite
@@ -53,7 +55,14 @@ def effdet_heads(draw) -> EffdetHead:
         draw(st.sampled_from(["yes", "no"])),
         draw(st.integers(1, 300)),
         draw(st.integers(1, 100)),
+        draw(st.sampled_from(SUPPRESSIONS)),
     )
+
+
+@st.composite
+def region_heads(draw) -> RoiHead | CascadeHead:
+    options = st.sampled_from([8, 32]), st.integers(1, 100), st.sampled_from(SUPPRESSIONS), st.sampled_from(["standard", "high"])
+    return draw(st.builds(RoiHead, *options) | st.builds(CascadeHead, st.integers(2, 4), *options))
 
 
 @st.composite
@@ -64,7 +73,7 @@ def blueprints(draw) -> Blueprint:
     rpn, head = draw(
         st.tuples(
             st.builds(Rpn, st.integers(1, 50), st.integers(1, 16), st.integers(1, 100)),
-            st.builds(RoiHead, st.sampled_from([8, 32]), st.integers(1, 100)),
+            region_heads(),
         )
         | st.tuples(st.none(), effdet_heads())
     )

@@ -2,10 +2,11 @@
 `fastnas.models` and `fastnas.models.onnx`."""
 
 from fastnas.blueprint.parts.bifpn import CoarserLevel, FusionNode
+from fastnas.blueprint.parts.cascade import Refine
 from fastnas.blueprint.parts.effdet import AnchorDetections, HeadTower
 from fastnas.blueprint.parts.efficientnet import MobileBlock, SiluStem
 from fastnas.blueprint.parts.fpn import FpnLevel, MaxPoolLevel
-from fastnas.blueprint.parts.rcnn import BoxHead, Detections, RoiPool
+from fastnas.blueprint.parts.rcnn import BoxHead, Detections, RoiPool, Weights
 from fastnas.blueprint.parts.rpn import Proposals, RpnHead
 from fastnas.blueprint.parts.serial import Residual, Stem
 from fastnas.blueprint.spec import Shape, Shapes, Spec, gn_groups, half
@@ -21,6 +22,7 @@ __all__ = [
     "MaxPoolLevel",
     "MobileBlock",
     "Proposals",
+    "Refine",
     "Residual",
     "RoiPool",
     "RpnHead",
@@ -29,6 +31,7 @@ __all__ = [
     "SiluStem",
     "Spec",
     "Stem",
+    "Weights",
     "gn_groups",
     "half",
 ]

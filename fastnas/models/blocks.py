@@ -23,6 +23,7 @@ MODULES: dict[type[spec.Spec], type[nn.Module]] = {
     spec.RpnHead: rpn.RpnHead,
     spec.RoiPool: rcnn.RoiPool,
     spec.BoxHead: rcnn.BoxHead,
+    spec.Refine: rcnn.Refine,
     spec.HeadTower: effdet.HeadTower,
 }
 

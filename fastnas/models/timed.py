@@ -53,14 +53,15 @@ class RoiPool(nn.Module):
 
 
 class Detections(nn.Module):
-    """Boxes (R, 4), logits and deltas -> boxes (D, 4), scores (D,), labels (D,)."""
+    """Boxes (R, 4), logits of every stage and deltas -> boxes (D, 4), scores (D,), labels (D,)."""
 
     def __init__(self, spec: b.Detections, shapes: b.Shapes):
         super().__init__()
         self.spec = spec
 
-    def forward(self, boxes: Tensor, logits: Tensor, deltas: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        found = box.select_detections(self.spec, [boxes], logits, deltas)[0]
+    def forward(self, boxes: Tensor, *predicted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        *logits, deltas = predicted
+        found = box.select_detections(self.spec, nn.functional.pad(boxes, (1, 0)), logits, deltas, 1)[0]
         return found["boxes"], found["scores"], found["labels"]
 
 
@@ -180,7 +181,7 @@ def timed_network(network: Network) -> Timed:
 
 def _coordinates(spec: b.Spec, inputs: int) -> tuple[int, ...]:
     """Which of a block's inputs are boxes."""
-    return (inputs - 1,) if isinstance(spec, b.RoiPool) else (0,) if isinstance(spec, b.Detections) else ()
+    return (inputs - 1,) if isinstance(spec, b.RoiPool) else (0,) if isinstance(spec, b.Detections | b.Refine) else ()
 
 
 def _module(spec: b.Spec, shapes: b.Shapes) -> nn.Module:

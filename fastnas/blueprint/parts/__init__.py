@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 from fastnas.blueprint.parts.bifpn import Bifpn
+from fastnas.blueprint.parts.cascade import CascadeHead
 from fastnas.blueprint.parts.effdet import EffdetHead
 from fastnas.blueprint.parts.efficientnet import EfficientNet
 from fastnas.blueprint.parts.fpn import Fpn
@@ -61,6 +62,7 @@ PARTS: dict[str, Part] = {
     "bifpn": Part("neck", Bifpn, "channels"),
     "rpn": Part("rpn", Rpn, "proposals"),
     "rcnn": Part("head", RoiHead, "hidden"),
+    "cascade": Part("head", CascadeHead, "stages"),
     "effdet": Part("head", EffdetHead, "repeats"),
 }
 SLOTS = ("backbone", "neck", "rpn", "head")

@@ -24,6 +24,7 @@ EMITTERS = {
     b.RpnHead: layers.emit_rpn_head,
     b.BoxHead: layers.emit_box_head,
     b.Proposals: boxes.emit_proposals,
+    b.Refine: boxes.emit_refine,
     b.RoiPool: boxes.emit_roi_pool,
     b.Detections: boxes.emit_detections,
     b.AnchorDetections: boxes.emit_anchor_detections,

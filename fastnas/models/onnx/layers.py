@@ -73,7 +73,7 @@ def emit_box_head(graph: Graph, weights: Weights, name: str, spec: b.BoxHead, in
     value = graph.add("Relu", linear(graph, weights, f"{name}.fc7", value, (spec.hidden, spec.hidden)))
     return [
         linear(graph, weights, f"{name}.cls_score", value, (spec.logits, spec.hidden)),
-        linear(graph, weights, f"{name}.bbox_pred", value, (4 * spec.logits, spec.hidden), gain=0.1),
+        linear(graph, weights, f"{name}.bbox_pred", value, (spec.deltas, spec.hidden), gain=0.1),
     ]
 
 
