@@ -32,6 +32,17 @@ def efficientnets(draw) -> EfficientNet:
 
 
 @st.composite
+def fpns(draw, maps: range) -> Fpn:
+    first = draw(st.sampled_from(maps))
+    return Fpn(
+        draw(st.sampled_from([8, 16, 40])),
+        draw(st.just("auto") | st.integers(first, min(first + 4, 9)).map(lambda last: f"{first}-{last}")),
+        draw(st.sampled_from(["pool", "conv-p", "conv-c"])),
+        draw(st.sampled_from(["none", "bn", "gn", "gnws"])),
+    )
+
+
+@st.composite
 def bifpns(draw, maps: range) -> Bifpn:
     first = draw(st.sampled_from(maps))
     return Bifpn(
@@ -69,7 +80,7 @@ def region_heads(draw) -> RoiHead | CascadeHead:
 def blueprints(draw) -> Blueprint:
     """Any backbone with any neck, any head with the proposals it needs."""
     backbone = draw(serial_backbones() | efficientnets())
-    neck = draw(st.builds(Fpn, st.sampled_from([8, 16, 40])) | bifpns(backbone.maps))
+    neck = draw(fpns(backbone.maps) | bifpns(backbone.maps))
     rpn, head = draw(
         st.tuples(
             st.builds(Rpn, st.integers(1, 50), st.integers(1, 16), st.integers(1, 100)),

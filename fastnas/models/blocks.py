@@ -18,6 +18,7 @@ MODULES: dict[type[spec.Spec], type[nn.Module]] = {
     spec.MobileBlock: efficientnet.MobileBlock,
     spec.FpnLevel: fpn.FpnLevel,
     spec.MaxPoolLevel: fpn.MaxPoolLevel,
+    spec.ConvLevel: fpn.ConvLevel,
     spec.CoarserLevel: bifpn.CoarserLevel,
     spec.FusionNode: bifpn.FusionNode,
     spec.RpnHead: rpn.RpnHead,

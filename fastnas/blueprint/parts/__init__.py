@@ -15,12 +15,12 @@ from fastnas.blueprint.wiring import Wiring
 
 
 class Backbone(Protocol):
-    """`maps`: the levels that it hands to the neck, e.g. 2 to 5. `wire` adds its blocks: value by level."""
+    """`maps`: the levels that it has for the neck, e.g. 2 to 5. `wire` adds its blocks up to level `last`: value by level."""
 
     @property
     def maps(self) -> range: ...
 
-    def wire(self, wiring: Wiring) -> dict[int, str]: ...
+    def wire(self, wiring: Wiring, last: int) -> dict[int, str]: ...
 
 
 class Neck(Protocol):
