@@ -16,8 +16,7 @@ from torchvision.ops import MultiScaleRoIAlign, nms
 from torchvision.ops.boxes import clip_boxes_to_image, remove_small_boxes
 
 from fastnas.blueprint import blocks as b
-from fastnas.blueprint import operators
-from fastnas.blueprint import expand, parse
+from fastnas.blueprint import expand, operators, parse
 from fastnas.errors import InputError
 from fastnas.models.anchors import level_anchors
 from fastnas.models.blocks import build_block
