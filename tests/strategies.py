@@ -2,7 +2,9 @@
 
 from hypothesis import strategies as st
 
-from fastnas.blueprint import Bifpn, Blueprint, EffdetHead, EfficientNet, Fpn, RoiHead, Rpn, SerialBackbone
+from fastnas.blueprint import Bifpn, Blueprint, CascadeHead, EffdetHead, EfficientNet, Fpn, RoiHead, Rpn, SerialBackbone
+
+SUPPRESSIONS = ["hard", "linear", "gaussian"]
 
 
 @st.composite
@@ -30,6 +32,17 @@ def efficientnets(draw) -> EfficientNet:
 
 
 @st.composite
+def fpns(draw, maps: range) -> Fpn:
+    first = draw(st.sampled_from(maps))
+    return Fpn(
+        draw(st.sampled_from([8, 16, 40])),
+        draw(st.just("auto") | st.integers(first, min(first + 4, 9)).map(lambda last: f"{first}-{last}")),
+        draw(st.sampled_from(["pool", "conv-p", "conv-c"])),
+        draw(st.sampled_from(["none", "bn", "gn", "gnws"])),
+    )
+
+
+@st.composite
 def bifpns(draw, maps: range) -> Bifpn:
     first = draw(st.sampled_from(maps))
     return Bifpn(
@@ -53,18 +66,25 @@ def effdet_heads(draw) -> EffdetHead:
         draw(st.sampled_from(["yes", "no"])),
         draw(st.integers(1, 300)),
         draw(st.integers(1, 100)),
+        draw(st.sampled_from(SUPPRESSIONS)),
     )
+
+
+@st.composite
+def region_heads(draw) -> RoiHead | CascadeHead:
+    options = st.sampled_from([8, 32]), st.integers(1, 100), st.sampled_from(SUPPRESSIONS), st.sampled_from(["standard", "high"])
+    return draw(st.builds(RoiHead, *options) | st.builds(CascadeHead, st.integers(2, 4), *options))
 
 
 @st.composite
 def blueprints(draw) -> Blueprint:
     """Any backbone with any neck, any head with the proposals it needs."""
     backbone = draw(serial_backbones() | efficientnets())
-    neck = draw(st.builds(Fpn, st.sampled_from([8, 16, 40])) | bifpns(backbone.maps))
+    neck = draw(fpns(backbone.maps) | bifpns(backbone.maps))
     rpn, head = draw(
         st.tuples(
             st.builds(Rpn, st.integers(1, 50), st.integers(1, 16), st.integers(1, 100)),
-            st.builds(RoiHead, st.sampled_from([8, 32]), st.integers(1, 100)),
+            region_heads(),
         )
         | st.tuples(st.none(), effdet_heads())
     )

@@ -121,8 +121,9 @@ class Layers:
     def normed(
         self, norm: str, out: int, kernel: int, x: Shape, *added: Shape, stride: int = 1, groups: int = 1, activation: str = ""
     ) -> Shape:
-        """A convolution and its norm: one layer with a batch norm (`bn`), which folds, two with a group norm (`gn`)."""
-        if norm == "bn":
+        """A convolution and its norm: one layer with a batch norm (`bn`), which folds, or none; two with a group norm (`gn`, and
+        `gnws`: standardised weights lie ready)."""
+        if norm in ("bn", "none"):
             return self.conv(out, kernel, x, *added, stride=stride, groups=groups, activation=activation)
         x = self.conv(out, kernel, x, stride=stride, groups=groups)
         return self.add(Pass("group-norm", x, activation=activation), x, *added)

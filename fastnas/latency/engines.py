@@ -141,4 +141,5 @@ def gpu(name: str, capability: tuple[int, int], memory_bytes: int) -> dict[str, 
 
 def cannot_run(engine: Engine, workload: Workload, reason: object) -> FastnasError:
     """What `prepare` raises: the engine's own words in one line."""
-    return FastnasError(f"engine {engine.name} cannot run {workload}: {' '.join(str(reason).split())}")
+    kind = InputError if isinstance(reason, InputError) else FastnasError
+    return kind(f"engine {engine.name} cannot run {workload}: {' '.join(str(reason).split())}")

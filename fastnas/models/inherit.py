@@ -63,5 +63,6 @@ def _quieten(module: nn.Module, new: bool, incomplete: bool) -> None:
         nn.init.zeros_(module.last_norm.weight)
         nn.init.zeros_(module.last_norm.bias)
     if isinstance(module, FpnLevel) and new:
-        nn.init.zeros_(module.lateral.weight)
-        nn.init.zeros_(module.lateral.bias)
+        last = getattr(module.lateral, "norm", module.lateral)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)

@@ -12,6 +12,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Protocol
 
@@ -140,7 +141,13 @@ class Workers:
         ours, theirs = context.Pipe()
         arguments = theirs, self._config.model_dump(mode="json"), self._open_data, self.workers
         process = context.Process(target=_serve, args=arguments, daemon=True)
-        process.start()
+        # The new process inherits the mask: a Ctrl-C before its code runs would end it with a traceback. Ours comes after.
+        resource_tracker.ensure_running()  # else starting the process would, and that unblocks the signal
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
         return _Worker(process, ours)
 
@@ -148,6 +155,7 @@ class Workers:
 def _serve(connection: Connection, config: dict, open_data: Callable, workers: int) -> None:
     """The life of a worker: takes jobs until the driver is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # for the processes that the data may start
     threading.Thread(target=_end_with_driver, daemon=True).start()
     try:
         import torch

@@ -187,6 +187,12 @@ def test_a_killed_worker_costs_one_candidate(search):
 def test_ctrl_c_puts_both_candidates_back(search):
     start, folder = search
     process = start()
+    wait_until(lambda: children(process.pid), process)
+    end = time.monotonic() + 1
+    while time.monotonic() < end:  # from their first moment on, before they have said that they ignore it
+        for pid in children(process.pid):
+            os.kill(pid, signal.SIGINT)
+        time.sleep(0.005)
     workers = both(process, folder)
     for pid in (*workers, process.pid):  # as a terminal does
         os.kill(pid, signal.SIGINT)

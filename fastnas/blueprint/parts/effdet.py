@@ -6,6 +6,7 @@ from typing import ClassVar
 from fastnas.blueprint.check import YES_NO, integer, one_of
 from fastnas.blueprint.code import BlueprintError
 from fastnas.blueprint.operators import Layers, Operator, Operators, elements
+from fastnas.blueprint.parts.rcnn import SUPPRESSIONS
 from fastnas.blueprint.spec import Shapes, Spec, conv_params
 from fastnas.blueprint.wiring import DETECTIONS, Wiring
 
@@ -27,6 +28,7 @@ class EffdetHead:
     bias: str = "yes"  # of the convolutions before batch norm; without effect, but the published weights have it
     topk: int = 5000  # (anchor, class) pairs kept before suppression
     detections: int = 100  # boxes kept per image
+    suppression: str = "hard"  # hard | linear | gaussian (the authors')
 
     takes_proposals: ClassVar[bool] = False
 
@@ -38,6 +40,7 @@ class EffdetHead:
         one_of("effdet bias", self.bias, YES_NO)
         integer("effdet topk", self.topk, 1, 1_000_000)
         integer("effdet detections", self.detections, 1, 1000)
+        one_of("effdet suppression", self.suppression, SUPPRESSIONS)
         if self.channels and not self.repeats:
             raise BlueprintError("effdet channels are those of the repeated convolutions, but repeats is 0")
 
@@ -49,7 +52,9 @@ class EffdetHead:
             spec = HeadTower(name, inside, self.channels or inside, self.repeats, anchors * values, len(pyramid), self.bias)
             for level, value in pyramid.items():
                 outputs.append(wiring.add(f"head.{name}", spec, [value], (f"head.{name}{level}",)))
-        suppression = AnchorDetections(wiring.input, self.scale, self.octaves, ASPECTS, self.topk, self.detections)
+        suppression = AnchorDetections(
+            wiring.input, self.scale, self.octaves, ASPECTS, self.topk, self.detections, suppression=self.suppression
+        )
         wiring.add("head.detections", suppression, outputs, DETECTIONS)
 
 
@@ -116,6 +121,7 @@ class AnchorDetections(Operator):
     detections: int
     score: float = 0.001
     nms: float = 0.5
+    suppression: str = "hard"
 
     @property
     def anchors(self) -> int:

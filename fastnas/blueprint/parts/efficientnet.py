@@ -51,13 +51,13 @@ class EfficientNet:
     def maps(self) -> range:
         return level_range("efficientnet levels", self.levels, 1, 5)
 
-    def wire(self, wiring: Wiring) -> dict[int, str]:
+    def wire(self, wiring: Wiring, last: int) -> dict[int, str]:
         width, depth = _scaling(self.variant)
         channels = _round_channels(STEM_CHANNELS * width)
         value = wiring.add("backbone.stem", SiluStem(channels, self.padding, self.norm), [IMAGE])
         maps = {}
         for stage, (expansion, base, repeats, stride, kernel, level) in enumerate(STAGES):
-            if level > self.maps[-1]:
+            if level > last:
                 break
             out = _round_channels(base * width)
             for block in range(math.ceil(repeats * depth)):
@@ -65,7 +65,7 @@ class EfficientNet:
                 value = wiring.add(stage_block_name(stage, block), spec, [value])
                 channels = out
             maps[level] = value
-        return {level: maps[level] for level in self.maps}
+        return {level: maps[level] for level in self.maps if level <= last}
 
 
 def _scaling(variant: str) -> tuple[float, float]:

@@ -47,10 +47,12 @@ class SerialBackbone:
     def maps(self) -> range:
         return range(2, self.stages + 2)
 
-    def wire(self, wiring: Wiring) -> dict[int, str]:
+    def wire(self, wiring: Wiring, last: int) -> dict[int, str]:
         value = wiring.add("backbone.stem", Stem(self.stem, self.base, self.norm), [IMAGE])
         channels, maps = self.base, {}
         for at in positions(self.code):
+            if at.stage + 2 > last:
+                break
             spec = Residual(self.block, channels, self.base << at.doublings, at.stride, self.norm)
             value = wiring.add(stage_block_name(at.stage, at.index), spec, [value])
             channels, maps[at.stage + 2] = spec.out_channels, value

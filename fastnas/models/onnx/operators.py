@@ -34,7 +34,7 @@ def emit_pass(graph: Graph, weights: Weights, name: str, spec: o.Pass, inputs: l
     if spec.kind == "upsample":
         return [upsample(graph, first, shapes[0], spec.output)]
     if spec.kind == "group-norm":
-        value = group_norm(graph, weights, f"{name}.norm", first, spec.output[1])
+        value = group_norm(graph, weights, f"{name}.norm", first, spec.output[1], b.norm_groups("gn", spec.output[1]))
     else:  # fuse: every map has its share
         first, *others = (graph.add("Mul", value, graph.constant(1 / len(inputs))) for value in inputs)
         value = first

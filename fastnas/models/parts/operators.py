@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastnas.blueprint import operators as spec
-from fastnas.blueprint.spec import gn_groups
+from fastnas.blueprint.spec import norm_groups
 from fastnas.models.layers import conv, initialize_convs
 from fastnas.ops import GroupNormAct, weighted_fusion
 
@@ -49,7 +49,8 @@ class Pass(nn.Module):
         super().__init__()
         self.kind, self.size, self.kernel = s.kind, s.output[2:], s.kernel
         self.activation, channels = s.activation or "none", s.output[1]
-        self.norm = GroupNormAct(gn_groups(channels), channels, activation=self.activation) if s.kind == "group-norm" else None
+        groups = norm_groups("gn", channels)
+        self.norm = GroupNormAct(groups, channels, activation=self.activation) if s.kind == "group-norm" else None
 
     def forward(self, x: Tensor, *others: Tensor) -> Tensor:
         if self.kind == "group-norm":

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastnas.blueprint import blocks as spec
-from fastnas.models.layers import conv, initialize_convs, make_norm
+from fastnas.models.layers import ConvNorm, conv, initialize_convs, make_norm
 
 
 class Stem(nn.Module):
@@ -30,18 +30,6 @@ class Stem(nn.Module):
         initialize_convs(self)
 
 
-class Projection(nn.Module):
-    """1x1 convolution and norm on the shortcut, where a block changes shape."""
-
-    def __init__(self, cin: int, cout: int, stride: int, norm: str):
-        super().__init__()
-        self.conv = conv(cin, cout, 1, stride)
-        self.norm = make_norm(norm, cout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.conv(x))
-
-
 class Residual(nn.Module):
     """basic, bottleneck and resnext32x4d blocks: (N, Cin, H, W) -> (N, Cout, H/stride, W/stride)."""
 
@@ -53,7 +41,7 @@ class Residual(nn.Module):
         for index, (cin, cout, kernel, groups, _) in enumerate(convs):
             self.add_module(f"conv{index + 1}", conv(cin, cout, kernel, s.stride if index == strided else 1, groups))
             self.add_module(f"norm{index + 1}", make_norm(s.norm, cout, "relu"))
-        self.downsample = Projection(s.in_channels, s.out_channels, s.stride, s.norm) if s.projects else None
+        self.downsample = ConvNorm(s.in_channels, s.out_channels, 1, s.stride, s.norm) if s.projects else None
 
     @property
     def last_norm(self) -> nn.Module:
