@@ -57,11 +57,10 @@ class SearchDisplay(Listener):
         self.running.pop((record.id, phase), None)
         if phase == "final":
             self.finals += 1
-            final, predicted = record.final, record.predicted_ms
-            self.note(
-                f"full training {record.id}: AP {final.ap:.3f} AP50 {final.ap50:.3f}, {final.latency_ms:.2f} ms measured"
-                f" ({predicted:.2f} predicted), {final.seconds:.0f} s"
-            )
+            final, time = record.final, f"{record.predicted_ms:.2f} ms predicted"
+            if final.latency_ms is not None:
+                time = f"{final.latency_ms:.2f} ms measured ({record.predicted_ms:.2f} predicted)"
+            self.note(f"full training {record.id}: AP {final.ap:.3f} AP50 {final.ap50:.3f}, {time}, {final.seconds:.0f} s")
             self._learn(final.epochs, final.seconds)
             return
         self._count(record)

@@ -70,6 +70,7 @@ class SearchConfig(Section, Generic[Rules]):
     finalists: int = Field(3, ge=1, le=1_000_000)  # descendants on the front that get the full training; the ancestor too
     workers: int = Field(1, ge=1, le=64)  # candidates that train side by side, each in a process with its share of the cores
     engine: str = "onnxruntime"
+    device: str | None = None  # one that the table knows, see `fastnas.latency.recorded`; none: this machine's, or the only one
     table: str | None = None  # latency table; none: the user's
 
     def make_space(self, classes: int) -> Space:
