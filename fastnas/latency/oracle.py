@@ -198,6 +198,10 @@ class Oracle:
         self._prices.clear()
         return self.calibration
 
+    def timing(self, pair: Priced) -> Timing:
+        """The timing of a block or a single layer, measured and stored where the table lacks it. Raises what a call raises."""
+        return self._timing(pair)
+
     def entries(self) -> int:
         """How many blocks the table holds for this environment."""
         return self.table.count(self._row) if self._row else 0

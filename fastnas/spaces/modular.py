@@ -51,8 +51,6 @@ class ModularSpace:
     name: str = "smnas"
 
     def __post_init__(self):
-        if not isinstance(self.ancestor.backbone, SerialBackbone) or not hasattr(self.ancestor.head, "hidden"):
-            raise InputError(f"the ancestor {self.ancestor.text} has no backbone with a code, or no head with hidden layers")
         self.validate(self.ancestor)
 
     @property
@@ -60,6 +58,8 @@ class ModularSpace:
         return self.rules.p_cross
 
     def validate(self, blueprint: Blueprint) -> None:
+        if not isinstance(blueprint.backbone, SerialBackbone) or not hasattr(blueprint.head, "hidden"):
+            raise InputError(f"{blueprint.text} has no backbone with a code, or no head with hidden layers")
         code, rules = blueprint.backbone.code, self.rules
         blocks = len(code) - code.count("-")
         if code.count("-") != STAGES - 1 or code.count("2") != DOUBLINGS:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from fastnas.blueprint import Blueprint
+from fastnas.blueprint import Blueprint, SerialBackbone
 from fastnas.blueprint.code import MAX_BLOCKS, MAX_STAGES, BlueprintError, positions
 from fastnas.blueprint.show import show
 from fastnas.blueprint.wiring import stage_block_name
@@ -76,6 +76,8 @@ class SerialSpace:
         return self.rules.p_cross
 
     def validate(self, blueprint: Blueprint) -> None:
+        if not isinstance(blueprint.backbone, SerialBackbone):
+            raise InputError(f"{blueprint.text} has no backbone with a code")
         code, rules = blueprint.backbone.code, self.rules
         blocks, stages = len(code) - code.count("-"), blueprint.backbone.stages
         if not rules.min_blocks <= blocks <= rules.max_blocks:
