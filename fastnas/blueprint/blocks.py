@@ -5,6 +5,7 @@ from fastnas.blueprint.parts.bifpn import CoarserLevel, FusionNode
 from fastnas.blueprint.parts.effdet import AnchorDetections, HeadTower
 from fastnas.blueprint.parts.efficientnet import MobileBlock, SiluStem
 from fastnas.blueprint.parts.fpn import ConvLevel, FpnLevel, MaxPoolLevel
+from fastnas.blueprint.parts.parallel import Connector
 from fastnas.blueprint.parts.rcnn import BoxHead, Detections, RoiPool
 from fastnas.blueprint.parts.rpn import Proposals, RpnHead
 from fastnas.blueprint.parts.serial import Residual, Stem
@@ -14,6 +15,7 @@ __all__ = [
     "AnchorDetections",
     "BoxHead",
     "CoarserLevel",
+    "Connector",
     "ConvLevel",
     "Detections",
     "FpnLevel",

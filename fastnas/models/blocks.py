@@ -9,11 +9,12 @@ import torch
 from torch import nn
 
 from fastnas.blueprint import blocks as spec
-from fastnas.models.parts import bifpn, effdet, efficientnet, fpn, rcnn, rpn, serial
+from fastnas.models.parts import bifpn, effdet, efficientnet, fpn, parallel, rcnn, rpn, serial
 
 MODULES: dict[type[spec.Spec], type[nn.Module]] = {
     spec.Stem: serial.Stem,
     spec.Residual: serial.Residual,
+    spec.Connector: parallel.Connector,
     spec.SiluStem: efficientnet.SiluStem,
     spec.MobileBlock: efficientnet.MobileBlock,
     spec.FpnLevel: fpn.FpnLevel,
