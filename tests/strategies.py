@@ -18,9 +18,19 @@ def codes(draw, max_stages: int = 5, max_blocks: int = 3, max_doublings: int = 4
 
 @st.composite
 def serial_backbones(draw) -> SerialBackbone:
-    block = draw(st.sampled_from(["basic", "bottleneck", "resnext32x4d"]))
-    base = draw(st.sampled_from([16, 32] if block == "resnext32x4d" else [8, 16, 24]))
-    return SerialBackbone(block, draw(codes()), base, draw(st.sampled_from(["7x7", "3x3"])), draw(st.sampled_from(["bn", "gn"])))
+    block = draw(st.sampled_from(["basic", "bottleneck", "resnext32x4d", "xbottleneck"]))
+    code = draw(codes())
+    copies = st.lists(st.integers(0, 2).map(str), min_size=code.count("-") + 1, max_size=code.count("-") + 1)
+    return SerialBackbone(
+        block,
+        code,
+        draw(st.sampled_from([16, 32] if block == "resnext32x4d" else [8, 16, 24])),
+        draw(st.sampled_from(["7x7", "3x3"])),
+        draw(st.sampled_from(["bn", "gn", "gnws"])),
+        draw(st.just("") | copies.map("-".join)),
+        draw(st.sampled_from(["yes", "no"])),
+        draw(st.sampled_from(["no", "yes"])),
+    )
 
 
 @st.composite

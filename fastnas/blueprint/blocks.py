@@ -6,6 +6,7 @@ from fastnas.blueprint.parts.cascade import Refine
 from fastnas.blueprint.parts.effdet import AnchorDetections, HeadTower
 from fastnas.blueprint.parts.efficientnet import MobileBlock, SiluStem
 from fastnas.blueprint.parts.fpn import ConvLevel, FpnLevel, MaxPoolLevel
+from fastnas.blueprint.parts.parallel import Connector
 from fastnas.blueprint.parts.rcnn import BoxHead, Detections, RoiPool, Weights
 from fastnas.blueprint.parts.rpn import Proposals, RpnHead
 from fastnas.blueprint.parts.serial import Residual, Stem
@@ -15,6 +16,7 @@ __all__ = [
     "AnchorDetections",
     "BoxHead",
     "CoarserLevel",
+    "Connector",
     "ConvLevel",
     "Detections",
     "FpnLevel",

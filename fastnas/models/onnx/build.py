@@ -15,6 +15,7 @@ from fastnas.models.onnx.weights import RandomWeights, StateWeights, Weights, no
 EMITTERS = {
     b.Stem: layers.emit_stem,
     b.Residual: layers.emit_residual,
+    b.Connector: layers.emit_connector,
     b.SiluStem: efficientdet.emit_silu_stem,
     b.MobileBlock: efficientdet.emit_mobile_block,
     b.FpnLevel: layers.emit_fpn_level,
