@@ -14,6 +14,7 @@ import dataclasses
 import fcntl
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -34,17 +35,18 @@ SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE candidates (
     id INTEGER PRIMARY KEY, text TEXT NOT NULL UNIQUE, blueprint TEXT NOT NULL, lineage TEXT NOT NULL, state TEXT NOT NULL,
-    params INTEGER NOT NULL, macs INTEGER NOT NULL, predicted_ms REAL NOT NULL, low_ms REAL NOT NULL, high_ms REAL NOT NULL,
+    params INTEGER NOT NULL, macs INTEGER NOT NULL, predicted_ms REAL, low_ms REAL, high_ms REAL,
     ap REAL, ap50 REAL, metrics TEXT NOT NULL DEFAULT '{}', epochs REAL NOT NULL DEFAULT 0, total_epochs REAL NOT NULL DEFAULT 0,
     seconds REAL NOT NULL DEFAULT 0, reason TEXT NOT NULL DEFAULT '', weights TEXT NOT NULL DEFAULT '', sha256 TEXT,
     created REAL NOT NULL, ended REAL);
 CREATE TABLE finals (
     candidate INTEGER PRIMARY KEY REFERENCES candidates (id), ap REAL NOT NULL, ap50 REAL NOT NULL, metrics TEXT NOT NULL,
-    latency_ms REAL NOT NULL, epochs REAL NOT NULL, seconds REAL NOT NULL, weights TEXT NOT NULL, sha256 TEXT NOT NULL,
+    latency_ms REAL, epochs REAL NOT NULL, seconds REAL NOT NULL, weights TEXT NOT NULL, sha256 TEXT NOT NULL,
     ended REAL NOT NULL);
 """
 COLUMNS = "id, state, params, macs, predicted_ms, low_ms, high_ms, ap, ap50, epochs, total_epochs, seconds, reason, weights"
 FINAL_COLUMNS = "candidate, metrics, ap, ap50, latency_ms, epochs, seconds, weights"
+PRICE = ("predicted_ms", "low_ms", "high_ms")  # NULL, read as NaN, where the engine cannot run one of the blocks
 DRAFT = ".study.db.draft"
 UNREADABLE = (sqlite3.DatabaseError, TypeError, ValueError, LookupError, AttributeError, InputError)  # what reading a row may raise
 DAMAGE = (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT)
@@ -306,6 +308,8 @@ def _record(blueprint: str, lineage: str, metrics: str, values: list, final: Fin
     for name, value in fields.items():
         if isinstance(value, str) != (name in ("state", "reason", "weights")) or isinstance(value, bytes):
             raise ValueError(f"{name} is {value!r}")
+        if value is None and name in PRICE:
+            fields[name] = math.nan
     if fields["state"] not in STATES:
         raise ValueError(f"state is {fields['state']!r}")
     read = Blueprint.from_dict(json.loads(blueprint)), Lineage.from_dict(json.loads(lineage)), _numbers(metrics)
@@ -313,10 +317,10 @@ def _record(blueprint: str, lineage: str, metrics: str, values: list, final: Fin
 
 
 def _final(metrics: str, *values) -> Final:
-    *numbers, weights = values
+    ap, ap50, latency, epochs, seconds, weights = values
+    numbers = (ap, ap50, epochs, seconds, *([] if latency is None else [latency]))
     if not all(isinstance(value, (int, float)) for value in numbers) or not isinstance(weights, str):
         raise ValueError(f"a full training with {values}")
-    ap, ap50, latency, epochs, seconds = numbers
     return Final(ap, ap50, _numbers(metrics), latency, epochs, seconds, weights)
 
 

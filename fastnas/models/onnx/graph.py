@@ -21,10 +21,11 @@ class Graph:
     """Collects nodes. Every method that adds something returns the name of the value it adds.
 
     static: emitters choose forms in which no shape depends on the data, except for what a suppression selects.
+    batch: how many images lie in a map, None where that is known when the network runs. Shapes that emitters are given say 1.
     """
 
-    def __init__(self, static: bool = False):
-        self.static = static
+    def __init__(self, static: bool = False, batch: int | None = 1):
+        self.static, self.batch = static, batch
         self._nodes: list[onnx.NodeProto] = []
         self._initializers: list[onnx.TensorProto] = []
         self._values: dict[str, str] = {}  # by the names they were stored under
@@ -68,12 +69,12 @@ class Graph:
         """The value stored under this name, None where there is none."""
         return self._values.get(name)
 
-    def input(self, name: str, shape: Sequence[int]) -> str:
-        """A float32 graph input."""
+    def input(self, name: str, shape: Sequence[int | str]) -> str:
+        """A float32 graph input; a size that is known when the network runs has a name."""
         self._inputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
         return name
 
-    def model(self, outputs: list[tuple[str, str, Sequence[int], np.dtype]]) -> onnx.ModelProto:
+    def model(self, outputs: list[tuple[str, str, Sequence[int | str], np.dtype]]) -> onnx.ModelProto:
         """The finished model. `outputs`: (value, name to give it, shape, dtype); one value may be given once only."""
         rename = {value: name for value, name, _, _ in outputs}
         for node in self._nodes:
