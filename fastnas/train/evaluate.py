@@ -13,7 +13,8 @@ from fastnas.data.coco import CocoSplit, as_coco_dict
 from fastnas.data.dataset import DetectionData
 from fastnas.models.detector import Detector
 from fastnas.models.pixels import scale_and_shift
-from fastnas.train.precision import autocast
+from fastnas.ops import standardized
+from fastnas.train.precision import autocast, computed_in
 
 METRICS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar1", "ar10", "ar100", "ar_small", "ar_medium", "ar_large")
 
@@ -30,17 +31,18 @@ def detect(detector: Detector, data: DetectionData, batch_size: int = 8, precisi
     detector.eval()
     class_ids = [category.id for category in data.split.classes]
     results = []
-    for batch in data.batches(batch_size):
-        with autocast(precision):
-            found = detector(normalize(batch.images))
-        for image_id, scale, detections in zip(batch.image_ids, batch.scales, found, strict=True):
-            boxes = detections["boxes"] / torch.cat([scale, scale])
-            boxes[:, 2:] -= boxes[:, :2]
-            rows = zip(boxes.tolist(), detections["scores"].tolist(), detections["labels"].tolist(), strict=True)
-            results += [
-                {"image_id": image_id, "category_id": class_ids[label - 1], "bbox": box, "score": score}
-                for box, score, label in rows
-            ]
+    with standardized(detector, computed_in(precision)):  # weights are standardised once for all batches
+        for batch in data.batches(batch_size):
+            with autocast(precision):
+                found = detector(normalize(batch.images))
+            for image_id, scale, detections in zip(batch.image_ids, batch.scales, found, strict=True):
+                boxes = detections["boxes"] / torch.cat([scale, scale])
+                boxes[:, 2:] -= boxes[:, :2]
+                rows = zip(boxes.tolist(), detections["scores"].tolist(), detections["labels"].tolist(), strict=True)
+                results += [
+                    {"image_id": image_id, "category_id": class_ids[label - 1], "bbox": box, "score": score}
+                    for box, score, label in rows
+                ]
     return results
 
 
