@@ -12,6 +12,7 @@
 #include <cmath>
 #include <cstdint>
 
+#include "activation.h"
 #include "geometry.h"
 
 // On the GPU arrays that loops index must become registers.
@@ -24,7 +25,6 @@
 namespace fastnas {
 
 enum class Method { kFast, kSoftmax, kSum };
-enum class Activation { kNone, kRelu, kSilu };
 enum class Resample { kSame, kUp, kDown };
 
 constexpr int kMostInputs = 3;

@@ -19,6 +19,8 @@ inline Activation activation_named(const std::string& name) {
   return Activation::kNone;
 }
 
+inline void check_eps(double eps) { check(eps >= 0, "eps: expected a number that is not negative, got ", eps); }
+
 inline GroupShape group_shape(const Tensor& input, int64_t groups) {
   check(input.dim() == 4, "input: expected [N, C, H, W], got ", shape_text(input));
   check_floating(input, "input");

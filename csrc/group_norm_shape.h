@@ -3,11 +3,10 @@
 
 #include <cstdint>
 
+#include "activation.h"
 #include "geometry.h"
 
 namespace fastnas {
-
-enum class Activation : int64_t { kNone = 0, kRelu = 1, kSilu = 2 };
 
 // x seen as [N, C, P]: P pixels, channels in equal groups.
 struct GroupShape {

@@ -25,6 +25,7 @@ std::tuple<Tensor, Tensor, Tensor> group_norm_act(
     const std::string& activation_name, const std::optional<Tensor>& residual) {
   const GroupShape shape = group_shape(input, groups);
   const Activation activation = activation_named(activation_name);
+  check_eps(eps);
   check_per_channel(weight, "weight", input);
   check_per_channel(bias, "bias", input);
   if (residual) check_like(*residual, "residual", input);

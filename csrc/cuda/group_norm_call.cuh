@@ -165,6 +165,7 @@ constexpr int kBatchShared = 1;        // of what comes from shared memory
 constexpr int kBatchApply = 2;         // of x and the residual
 constexpr int kBatchBackward = 2;      // of each of two or three maps
 constexpr int kStreamBytes = 32 << 10; // of a tile that is not resident
+constexpr int kStreamChannels = 512;   // of such a tile: their parameters are in shared memory too, 36 bytes each
 
 // element_bytes: of x. maps: that stay in shared memory. batch: the smallest that the kernels sum with (it needs most scratch).
 struct NormCutter {
@@ -245,7 +246,8 @@ struct NormCutter {
       return cut(bundle, (shape.pixels + pixels - 1) / pixels, false);
     }
     const int64_t slices = (shape.pixels * element_bytes + kStreamBytes - 1) / kStreamBytes;
-    const int64_t channels = std::max<int64_t>(1, kStreamBytes / (shape.pixels * element_bytes));
+    const int64_t fit = std::max<int64_t>(1, kStreamBytes / (shape.pixels * element_bytes));
+    const int64_t channels = std::min<int64_t>(fit, kStreamChannels);
     return cut(static_cast<int>(std::min(channels, shape.channels)), slices, false);
   }
 };

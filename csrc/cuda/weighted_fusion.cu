@@ -25,6 +25,7 @@ cuda::FusionParams<S> params_of(const FusionNode& node) {
   p.height = static_cast<int>(node.height);
   p.width = static_cast<int>(node.width);
   p.inner = static_cast<int>(node.inner());
+  check(node.width * node.inner() < (int64_t(1) << 31), "size: expected rows of fewer than 2^31 numbers on the GPU");
   for (int i = 0; i < node.count(); ++i) {
     const Edge& edge = node.edges[i];
     check(edge.width * node.inner() < (int64_t(1) << 31), "inputs: input ", i, " has rows of 2^31 numbers or more");

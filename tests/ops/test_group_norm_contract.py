@@ -39,6 +39,7 @@ def test_bad_arguments_name_the_argument():
         ((input, 2, channels[:7]), {}, r"weight: expected \[8\], got \[7\]"),
         ((input, 2, channels, channels.int()), {}, "bias: expected fp32, fp64, fp16 or bf16, got int32"),
         ((input, 2), {"activation": "gelu"}, "activation: expected none, relu or silu, got gelu"),
+        ((input, 2), {"eps": -1e-5}, "eps: expected a number that is not negative, got -1e-05"),
         ((input, 2), {"residual": input[:1]}, r"residual: expected \[2, 8, 4, 4\] like input, got \[1, 8, 4, 4\]"),
         ((input[:, :, 0], 2), {"residual": input}, r"residual: expected \[2, 8, 4\] like input"),
     ]
