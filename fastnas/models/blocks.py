@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fastnas.blueprint import blocks as spec
-from fastnas.models.parts import bifpn, effdet, efficientnet, fpn, rcnn, rpn, serial
+from fastnas.models.parts import bifpn, effdet, efficientnet, fpn, rcnn, retinanet, rpn, serial
 
 MODULES: dict[type[spec.Spec], type[nn.Module]] = {
     spec.Stem: serial.Stem,
@@ -25,6 +25,7 @@ MODULES: dict[type[spec.Spec], type[nn.Module]] = {
     spec.RoiPool: rcnn.RoiPool,
     spec.BoxHead: rcnn.BoxHead,
     spec.Refine: rcnn.Refine,
+    spec.ConvTower: retinanet.ConvTower,
     spec.HeadTower: effdet.HeadTower,
 }
 

@@ -6,7 +6,7 @@ from typing import ClassVar
 from fastnas.blueprint.check import YES_NO, integer, one_of
 from fastnas.blueprint.code import BlueprintError
 from fastnas.blueprint.parts.rcnn import SUPPRESSIONS
-from fastnas.blueprint.spec import Shapes, Spec, conv_params
+from fastnas.blueprint.spec import Shapes, Spec, added, conv_params
 from fastnas.blueprint.wiring import DETECTIONS, Wiring
 
 # Width and height of the anchors of one scale; the authors' rounding of sqrt(2) and its inverse, which their weights expect.
@@ -105,6 +105,9 @@ class AnchorDetections(Spec):
     """
 
     op = "anchor-detections"
+    codes: ClassVar[tuple[int, ...]] = (1, 0, 3, 2)  # where x, y, width and height stand in a box code
+    each_level: ClassVar[bool] = False
+    background: ClassVar[int] = 0
     input: tuple[int, int]
     scale: int
     octaves: int
@@ -113,7 +116,7 @@ class AnchorDetections(Spec):
     detections: int
     score: float = 0.001
     nms: float = 0.5
-    suppression: str = "hard"
+    suppression: str = added("hard")
 
     @property
     def anchors(self) -> int:
