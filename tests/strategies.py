@@ -2,7 +2,19 @@
 
 from hypothesis import strategies as st
 
-from fastnas.blueprint import Bifpn, Blueprint, CascadeHead, EffdetHead, EfficientNet, Fpn, RetinaHead, RoiHead, Rpn, SerialBackbone
+from fastnas.blueprint import (
+    Bifpn,
+    Blueprint,
+    CascadeHead,
+    EffdetHead,
+    EfficientNet,
+    Fpn,
+    GuidedRpn,
+    RetinaHead,
+    RoiHead,
+    Rpn,
+    SerialBackbone,
+)
 
 SUPPRESSIONS = ["hard", "linear", "gaussian"]
 
@@ -18,9 +30,19 @@ def codes(draw, max_stages: int = 5, max_blocks: int = 3, max_doublings: int = 4
 
 @st.composite
 def serial_backbones(draw) -> SerialBackbone:
-    block = draw(st.sampled_from(["basic", "bottleneck", "resnext32x4d"]))
-    base = draw(st.sampled_from([16, 32] if block == "resnext32x4d" else [8, 16, 24]))
-    return SerialBackbone(block, draw(codes()), base, draw(st.sampled_from(["7x7", "3x3"])), draw(st.sampled_from(["bn", "gn"])))
+    block = draw(st.sampled_from(["basic", "bottleneck", "resnext32x4d", "xbottleneck"]))
+    code = draw(codes())
+    copies = st.lists(st.integers(0, 2).map(str), min_size=code.count("-") + 1, max_size=code.count("-") + 1)
+    return SerialBackbone(
+        block,
+        code,
+        draw(st.sampled_from([16, 32] if block == "resnext32x4d" else [8, 16, 24])),
+        draw(st.sampled_from(["7x7", "3x3"])),
+        draw(st.sampled_from(["bn", "gn", "gnws"])),
+        draw(st.just("") | copies.map("-".join)),
+        draw(st.sampled_from(["yes", "no"])),
+        draw(st.sampled_from(["no", "yes"])),
+    )
 
 
 @st.composite
@@ -91,13 +113,18 @@ def region_heads(draw) -> RoiHead | CascadeHead:
 
 
 @st.composite
+def proposers(draw) -> Rpn | GuidedRpn:
+    return draw(st.builds(draw(st.sampled_from([Rpn, GuidedRpn])), st.integers(1, 50), st.integers(1, 16), st.integers(1, 100)))
+
+
+@st.composite
 def blueprints(draw) -> Blueprint:
     """Any backbone with any neck, any head with the proposals it needs."""
     backbone = draw(serial_backbones() | efficientnets())
     neck = draw(fpns(backbone.maps) | bifpns(backbone.maps))
     rpn, head = draw(
         st.tuples(
-            st.builds(Rpn, st.integers(1, 50), st.integers(1, 16), st.integers(1, 100)),
+            proposers(),
             region_heads(),
         )
         | st.tuples(st.none(), effdet_heads() | retina_heads())

@@ -8,7 +8,7 @@ import pytest
 import fastnas
 
 PACKAGE = Path(fastnas.__file__).parent
-ROWS = [["ops", "blueprint"], ["spaces", "models"], ["data", "train", "latency"], ["search"], ["report", "cli"]]
+ROWS = [["ops", "blueprint"], ["spaces", "models"], ["data", "train", "latency"], ["search", "export"], ["report", "cli"]]
 ROW = {name: row for row, names in enumerate(ROWS) for name in names}
 NO_TORCH = {"blueprint", "spaces", "latency", "report"}
 MAY_TORCH = {"latency/torch_engine.py"}  # loaded when that engine is opened

@@ -19,9 +19,9 @@ def _cascade_rcnn(block: str, code: str) -> Blueprint:
 
 
 def _retinanet(block: str, code: str) -> Blueprint:
-    """RetinaNet as torchvision builds it: COCO's 91 outputs (90 class ids + one that is never used)."""
+    """RetinaNet as torchvision builds it: COCO's 91 outputs (90 class ids + one that is never used), 300 detections."""
     neck = Fpn(256, levels="3-7", extra="conv-p")
-    return Blueprint((800, 1333), SerialBackbone(block, code), neck, None, RetinaHead(4, background="yes"), classes=90)
+    return Blueprint((800, 1333), SerialBackbone(block, code), neck, None, RetinaHead(4, background="yes", detections=300), classes=90)
 
 
 def _efficientdet(side: int, variant: str, channels: int, layers: int, repeats: int, **other) -> Blueprint:

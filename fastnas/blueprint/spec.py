@@ -8,7 +8,12 @@ MACs are multiply-adds of convolutions and linear layers; everything else counts
 import dataclasses
 import json
 import math
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from fastnas.errors import InputError
+
+if TYPE_CHECKING:
+    from fastnas.blueprint.operators import Operators
 
 Shape = tuple[int, ...]
 Shapes = tuple[Shape, ...]
@@ -28,6 +33,10 @@ class Spec:
 
     def outputs(self, inputs: Shapes) -> Shapes:
         raise TypeError(f"{type(self).__name__} does not say its output shapes")
+
+    def operators(self, inputs: Shapes) -> "Operators":
+        """The fused layers that it runs as, see `fastnas.blueprint.operators`. Raises InputError where it does not say them."""
+        raise InputError(f"blocks of the kind {self.op!r} do not say which operators they run as: they can only be measured whole")
 
     def to_dict(self) -> dict:
         """Canonical description, the same for equal specs in every process; without `added` fields at their default."""

@@ -18,6 +18,8 @@ COMMANDS = {
     "search": "Search a space for detectors on the accuracy-latency front.",
     "bench-latency": "Fill the latency table and compare its sums with whole networks.",
     "describe": "Parameters, MACs, blocks and latency of a blueprint.",
+    "predict": "Detect on an image and draw the boxes.",
+    "export": "Write a trained detector as ONNX or as a TensorRT engine.",
     "table": "Show, verify, merge, export and import latency tables.",
     "report": "Write report.html of a study again.",
     "status": "What a study has done so far.",

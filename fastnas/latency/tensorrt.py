@@ -7,6 +7,8 @@ selection and final suppression, and no whole network.
 import importlib
 from collections.abc import Mapping
 
+import onnx
+
 from fastnas.errors import FastnasError
 from fastnas.latency.engines import cannot_run, choose, choose_settings, environment, gpu
 from fastnas.latency.tensorrt_builder import TimingCache, build_plan, make_logger
@@ -46,11 +48,16 @@ class TensorRt:
         device = self._device
         return environment(self, gpu(device.name, device.capability, device.memory_bytes), threads=1, settings=settings)
 
+    def build(self, model: onnx.ModelProto) -> bytes:
+        """The serialized engine of a static float32 model (which is changed). Raises FastnasError with TensorRT's own message."""
+        content = in_precision(model, self.precision).SerializeToString()
+        with self._device.current():
+            return build_plan(self._trt, self._logger, content, self.settings, self._timings())
+
     def prepare(self, workload: Workload) -> TensorRtRunner:
         try:
-            model = in_precision(workload.onnx(static=True), self.precision).SerializeToString()
+            plan = self.build(workload.onnx(static=True))
             with self._device.current():
-                plan = build_plan(self._trt, self._logger, model, self.settings, self._timings())
                 engine = self._runtime.deserialize_cuda_engine(plan)
             if engine is None:
                 raise FastnasError(self._logger.errors[0] if self._logger.errors else "the engine that was built cannot be loaded")

@@ -9,11 +9,13 @@ import torch
 from torch import nn
 
 from fastnas.blueprint import blocks as spec
-from fastnas.models.parts import bifpn, effdet, efficientnet, fpn, rcnn, retinanet, rpn, serial
+from fastnas.blueprint import operators as layer
+from fastnas.models.parts import bifpn, effdet, efficientnet, fpn, guided, operators, parallel, rcnn, retinanet, rpn, serial
 
 MODULES: dict[type[spec.Spec], type[nn.Module]] = {
     spec.Stem: serial.Stem,
     spec.Residual: serial.Residual,
+    spec.Connector: parallel.Connector,
     spec.SiluStem: efficientnet.SiluStem,
     spec.MobileBlock: efficientnet.MobileBlock,
     spec.FpnLevel: fpn.FpnLevel,
@@ -22,11 +24,15 @@ MODULES: dict[type[spec.Spec], type[nn.Module]] = {
     spec.CoarserLevel: bifpn.CoarserLevel,
     spec.FusionNode: bifpn.FusionNode,
     spec.RpnHead: rpn.RpnHead,
+    spec.GuidedHead: guided.GuidedHead,
     spec.RoiPool: rcnn.RoiPool,
     spec.BoxHead: rcnn.BoxHead,
     spec.Refine: rcnn.Refine,
     spec.ConvTower: retinanet.ConvTower,
     spec.HeadTower: effdet.HeadTower,
+    layer.Conv: operators.Conv,
+    layer.Linear: operators.Linear,
+    layer.Pass: operators.Pass,
 }
 
 

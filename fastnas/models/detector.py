@@ -6,9 +6,6 @@ from fastnas.blueprint import Network
 from fastnas.blueprint.wiring import IMAGE
 from fastnas.models.blocks import build_block
 
-MEAN = (0.485, 0.456, 0.406)  # ImageNet's, so that pretrained backbones fit
-STD = (0.229, 0.224, 0.225)
-
 
 class Detector(nn.Module):
     """Modules of all blocks that have one. `forward` detects; what training calls is up to the form.

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from fastnas.blueprint import Blueprint, parse
 from fastnas.errors import InputError
 from fastnas.files import write_atomic
+from fastnas.models.assemble import build
+from fastnas.models.detector import Detector
 
 
 def save_weights(path: Path, model: nn.Module, blueprint: Blueprint, classes: list[str]) -> None:
@@ -17,6 +19,27 @@ def save_weights(path: Path, model: nn.Module, blueprint: Blueprint, classes: li
     tensors = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
     metadata = {"format": "fastnas", "blueprint": blueprint.text, "classes": json.dumps(classes)}
     write_atomic(path, safetensors.torch.save(tensors, metadata))
+
+
+def load_detector(path: Path | str, blueprint: Blueprint | None = None) -> tuple[Detector, list[str]]:
+    """The detector of a weights file in eval mode, and its class names.
+
+    blueprint: other than the file's, for the same weights (another input size, other numbers of proposals or detections).
+    Raises InputError as `load_weights`, or where the file does not hold every weight of the detector.
+    """
+    own, classes, state = load_weights(path)
+    detector = build(blueprint or own)
+    wanted = detector.state_dict()
+    if missing := [name for name in wanted if name not in state]:
+        what = "only a part of the detector: train from it with --init" if blueprint in (None, own) else "another blueprint"
+        raise InputError(f"{path} holds {what} ({len(missing)} of {len(wanted)} tensors are missing, first {missing[0]})")
+    wrong = [name for name, tensor in wanted.items() if state[name].shape != tensor.shape]
+    if wrong or len(state) > len(wanted):
+        name = wrong[0] if wrong else next(name for name in state if name not in wanted)
+        why = f"is {list(state[name].shape)}, not {list(wanted[name].shape)}" if wrong else "has no place in it"
+        raise InputError(f"{path} does not fit the blueprint {(blueprint or own).text}: {name} {why}")
+    detector.load_state_dict(state)
+    return detector.eval(), classes
 
 
 def load_weights(path: Path | str) -> tuple[Blueprint, list[str], dict[str, Tensor]]:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from fastnas.data.coco import CocoSplit, as_coco_dict
 from fastnas.data.dataset import DetectionData
-from fastnas.models.detector import MEAN, STD, Detector
+from fastnas.models.detector import Detector
+from fastnas.models.pixels import scale_and_shift
 from fastnas.train.precision import autocast
 
 METRICS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar1", "ar10", "ar100", "ar_small", "ar_medium", "ar_large")
@@ -19,8 +20,7 @@ METRICS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar1", "ar
 
 def normalize(images: Tensor) -> Tensor:
     """uint8 images (N, 3, H, W) -> float32, zero mean and unit variance by ImageNet's statistics, channels-last."""
-    scale = torch.tensor([1 / (255 * s) for s in STD]).view(3, 1, 1)
-    shift = torch.tensor([-m / s for m, s in zip(MEAN, STD, strict=True)]).view(3, 1, 1)
+    scale, shift = map(torch.from_numpy, scale_and_shift())
     return torch.addcmul(shift, images.float(), scale).contiguous(memory_format=torch.channels_last)
 
 

@@ -16,7 +16,7 @@ from torchvision.ops import MultiScaleRoIAlign, nms
 from torchvision.ops.boxes import clip_boxes_to_image, remove_small_boxes
 
 from fastnas.blueprint import blocks as b
-from fastnas.blueprint import expand, parse
+from fastnas.blueprint import expand, operators, parse
 from fastnas.errors import InputError
 from fastnas.models.anchors import level_anchors
 from fastnas.models.blocks import build_block
@@ -70,6 +70,12 @@ LAYERS = [
     (b.Residual("bottleneck", 16, 8, 2, "bn"), [(1, 16, 9, 12)]),
     (b.Residual("bottleneck", 48, 12, 1, "gn"), [(1, 48, 9, 12)]),
     (b.Residual("resnext32x4d", 16, 16, 2, "bn"), [(1, 16, 8, 11)]),
+    (b.Stem("3x3", 16, "gnws", taps=True), [(1, 3, 37, 50)]),
+    (b.Stem("7x7", 16, "bn", taps=True), [(1, 3, 37, 50)]),
+    (b.Residual("xbottleneck", 16, 16, 2, "gnws", base=8), [(1, 16, 8, 11)]),
+    (b.Residual("basic", 16, 16, 1, "gnws", base=16), [(1, 16, 8, 11)]),
+    (b.Connector(32, 16, "bn", 0), [(1, 16, 9, 12), (1, 32, 5, 6)]),
+    (b.Connector(32, 16, "gnws", 8), [(1, 16, 9, 12), (1, 32, 9, 12)]),
     (b.FpnLevel(24, 8, top=True, feeds=False), [(1, 24, 5, 6)]),
     (b.FpnLevel(24, 8, top=True, feeds=True), [(1, 24, 5, 6)]),
     (b.FpnLevel(24, 8, top=False, feeds=True), [(1, 24, 10, 12), (1, 8, 5, 6)]),
@@ -291,7 +297,11 @@ def test_anchor_detections_equal_the_module(head, topk, detections, classes):
         "96x128/basic:1-2-2,base=8,stem=3x3/fpn:16/rpn:40,scale=4/cascade:3,hidden=32,detections=20/classes:3",
         "97x131/basic:1-2-1-1,base=8,stem=3x3/fpn:16,levels=3-6,extra=conv-p/retinanet:1,octaves=2,detections=20/classes:3",
         "97x131/basic:1-2-1-1,base=8,stem=3x3/fpn:16,levels=3-6,extra=conv-p/retinanet:2,norm=bn,background=yes,octaves=2,detections=20/classes:3",
+        "96x128/basic:1-2-2,base=8,stem=3x3/fpn:16/garpn:40,scale=4/rcnn:32,detections=20,quality=high/classes:3",
         "97x131/efficientnet:0.25x0.4/bifpn:16,repeats=1,method=softmax/rpn:40,scale=4/rcnn:32,detections=20/classes:3",
+        "97x131/xbottleneck:1-12-1,base=16,norm=gnws,parallel=1-2-1,c1=yes/fpn:16,levels=1-6,extra=conv-c,norm=gnws"
+        "/rpn:40,scale=4/rcnn:32,detections=20/classes:3",
+        "97x131/basic:1-2,base=16,stem=3x3,parallel=1-2,tied=no/fpn:16,norm=bn/rpn:40,scale=4/rcnn:32,detections=20/classes:3",
     ],
 )
 def test_network_with_weights_detects_what_the_module_detects(text):
@@ -324,10 +334,10 @@ codes = st.lists(st.text("12", min_size=1, max_size=2), min_size=1, max_size=4).
 
 @settings(max_examples=8, deadline=None)
 @given(
-    kind=st.sampled_from(["basic", "bottleneck", "resnext32x4d"]),
+    kind=st.sampled_from(["basic", "bottleneck", "resnext32x4d", "xbottleneck"]),
     code=codes,
     stem=st.sampled_from(["7x7", "3x3"]),
-    norm=st.sampled_from(["bn", "gn"]),
+    norm=st.sampled_from(["bn", "gn", "gnws"]),
     size=st.tuples(st.integers(40, 100), st.integers(40, 100)),
 )
 def test_shapes_of_random_networks(kind, code, stem, norm, size):
@@ -340,6 +350,7 @@ def test_shapes_of_random_networks(kind, code, stem, norm, size):
     [
         "65x97/efficientnet:0.25x0.4/bifpn:8,repeats=2/effdet:1,detections=7/classes:3",
         "65x97/basic:1-2-1,base=8/fpn:8,levels=3-6,extra=conv-c/retinanet:1,norm=gn,background=yes,detections=7/classes:3",
+        "65x97/basic:1-2,base=8/fpn:8/garpn:20/rcnn:16,detections=7/classes:3",
         "65x97/basic:1-2,base=8/fpn:8/rpn:20/cascade:4,hidden=16,detections=7/classes:3",
     ],
 )
@@ -361,15 +372,16 @@ def check_timed_form(blueprint):
 
 
 def test_every_spec_has_an_emitter():
-    specs = {spec for spec in vars(b).values() if isinstance(spec, type) and issubclass(spec, b.Spec) and spec is not b.Spec}
-    assert set(EMITTERS) == specs
+    named = [*vars(b).values(), *vars(operators).values()]
+    specs = {spec for spec in named if isinstance(spec, type) and issubclass(spec, b.Spec)}
+    assert set(EMITTERS) == specs - {b.Spec, operators.Operator}
 
 
 @pytest.mark.parametrize(
     "text",
     [
         "96x128/basic:1-2,base=8/fpn:8/rpn:60/rcnn:16/classes:3",
-        "96x128/basic:1-2,base=8/fpn:8/rpn:60/cascade:2,hidden=16/classes:3",
+        "96x128/basic:1-2,base=8/fpn:8/garpn:60/cascade:2,hidden=16,quality=high/classes:3",
         "96x128/efficientnet:0.25x0.4/bifpn:8,levels=3-6/effdet:1/classes:3",
         "96x128/efficientnet:0.25x0.4/bifpn:8,levels=3-6/retinanet:1/classes:3",
     ],

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from fastnas.blueprint.check import integer, one_of
+from fastnas.blueprint.operators import Operator
 from fastnas.blueprint.parts.rcnn import QUALITIES, SCORES, SUPPRESSIONS, Detections, Stage, Weights, wire_stage
-from fastnas.blueprint.spec import Shapes, Spec
+from fastnas.blueprint.spec import Shapes
 from fastnas.blueprint.wiring import DETECTIONS, Wiring
 
 # Stages 1 to 3 are the published ones, with mmdetection's loss weights and smooth L1; deviations and loss weight of the fourth
@@ -56,7 +57,7 @@ class CascadeHead:
 
 
 @dataclass(frozen=True)
-class Refine(Spec):
+class Refine(Operator):
     """Boxes (R, 4) and a stage's deltas (R, 4) -> the next stage's boxes (R, 4), inside the image."""
 
     op = "refine"

@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from fastnas.blueprint.check import YES_NO, integer, one_of
 from fastnas.blueprint.code import BlueprintError
+from fastnas.blueprint.operators import Layers, Operator, Operators, elements
 from fastnas.blueprint.parts.rcnn import SUPPRESSIONS
 from fastnas.blueprint.spec import Shapes, Spec, added, conv_params
 from fastnas.blueprint.wiring import DETECTIONS, Wiring
@@ -94,9 +95,16 @@ class HeadTower(Spec):
         n, _, h, w = inputs[0]
         return ((n, self.out_channels, h, w),)
 
+    def operators(self, inputs: Shapes) -> Operators:
+        layers, x, widths = Layers(), inputs[0], self.layers()
+        for index, (cin, cout) in enumerate(widths, 1):
+            x = layers.conv(cin, 3, x, groups=cin)
+            x = layers.conv(cout, 1, x, activation="silu" if index < len(widths) else "")
+        return layers.done()
+
 
 @dataclass(frozen=True)
-class AnchorDetections(Spec):
+class AnchorDetections(Operator):
     """Final suppression of a one-stage detector: the best `topk` (anchor, class) pairs by sigmoid score, decoded, class-wise
     suppression at IoU `nms`, best `detections` with a score over `score`.
 
@@ -125,3 +133,12 @@ class AnchorDetections(Spec):
 
     def outputs(self, inputs: Shapes) -> Shapes:
         return (self.detections, 4), (self.detections,), (self.detections,)
+
+    def operations(self, inputs: Shapes) -> int:
+        """Pairs of boxes whose overlap suppression may ask for, where all of them are of one class."""
+        boxes = min(self.topk, elements(inputs[: len(inputs) // 2]))
+        return boxes * (boxes - 1) // 2
+
+    def launches(self, inputs: Shapes) -> int:
+        """Sigmoid and concatenation of every level, then top-k, decoding, filter, sort, suppression, top-k."""
+        return len(inputs) + 6

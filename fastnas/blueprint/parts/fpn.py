@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from fastnas.blueprint.check import integer, level_range, one_of
 from fastnas.blueprint.code import BlueprintError
+from fastnas.blueprint.operators import Layers, Operators, Pass
 from fastnas.blueprint.spec import Shapes, Spec, added, conv_params, half
 from fastnas.blueprint.wiring import Wiring
 
@@ -89,6 +90,12 @@ class FpnLevel(Spec):
         n, _, h, w = inputs[0]
         return ((n, self.channels, h, w),) * (1 + self.feeds)
 
+    def operators(self, inputs: Shapes) -> Operators:
+        layers, size = Layers(), (1, self.channels, *inputs[0][2:])
+        coarser = [layers.add(Pass("upsample", size), shape) for shape in inputs[1:]]
+        layers.normed(self.norm, self.channels, 3, layers.normed(self.norm, self.channels, 1, inputs[0], *coarser))
+        return layers.done()
+
 
 @dataclass(frozen=True)
 class MaxPoolLevel(Spec):
@@ -99,6 +106,11 @@ class MaxPoolLevel(Spec):
     def outputs(self, inputs: Shapes) -> Shapes:
         n, c, h, w = inputs[0]
         return ((n, c, half(h), half(w)),)
+
+    def operators(self, inputs: Shapes) -> Operators:
+        layers = Layers()
+        layers.max_pool(1, inputs[0])
+        return layers.done()
 
 
 @dataclass(frozen=True)
@@ -121,3 +133,10 @@ class ConvLevel(Spec):
     def outputs(self, inputs: Shapes) -> Shapes:
         n, _, h, w = inputs[0]
         return ((n, self.channels, half(h), half(w)),)
+
+    def operators(self, inputs: Shapes) -> Operators:
+        layers, x = Layers(), inputs[0]
+        if self.relu:  # of what other layers read as it is: nothing to fold it into
+            x = layers.add(Pass("fuse", x, activation="relu"), x)
+        layers.normed(self.norm, self.channels, 3, x, stride=2)
+        return layers.done()

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from fastnas.blueprint.check import integer, one_of
+from fastnas.blueprint.operators import Layers, Linear, Operator, Operators, elements
 from fastnas.blueprint.spec import Shapes, Spec, added
 from fastnas.blueprint.wiring import DETECTIONS, Wiring
 
@@ -65,7 +66,7 @@ def wire_stage(
 
 
 @dataclass(frozen=True)
-class RoiPool(Spec):
+class RoiPool(Operator):
     """Multi-level RoIAlign (He et al. 2017), level by the region's size. Inputs: levels, boxes. Output: (R, C, s, s)."""
 
     op = "roi-pool"
@@ -75,6 +76,13 @@ class RoiPool(Spec):
 
     def outputs(self, inputs: Shapes) -> Shapes:
         return ((inputs[-1][0], inputs[0][1], self.resolution, self.resolution),)
+
+    def traffic(self, inputs: Shapes) -> int:
+        """Every sample is read once: its four neighbours lie in caches, most pixels of the maps are never asked for."""
+        return elements(self.outputs(inputs)) * (self.sampling**2 + 1)
+
+    def operations(self, inputs: Shapes) -> int:
+        return elements(self.outputs(inputs)) * 4 * self.sampling**2
 
 
 @dataclass(frozen=True)
@@ -109,9 +117,18 @@ class BoxHead(Spec):
         regions = inputs[0][0]
         return (regions, self.logits), (regions, self.deltas)
 
+    def operators(self, inputs: Shapes) -> Operators:
+        layers, x = Layers(), inputs[0]
+        first, second, logits, deltas = self._linears()
+        for sizes in (first, second):
+            x = layers.add(Linear(*sizes, "relu"), x)
+        for sizes in (logits, deltas):
+            layers.add(Linear(*sizes), x)
+        return layers.done()
+
 
 @dataclass(frozen=True)
-class Detections(Spec):
+class Detections(Operator):
     """Final suppression: mean of the stages' softmax, scores over `score`, decode (per class, unless there are four deltas),
     class-wise suppression at IoU `nms`, best `detections`.
 
@@ -129,3 +146,12 @@ class Detections(Spec):
 
     def outputs(self, inputs: Shapes) -> Shapes:
         return (self.detections, 4), (self.detections,), (self.detections,)
+
+    def operations(self, inputs: Shapes) -> int:
+        """Pairs of boxes of one class whose overlap suppression may ask for."""
+        regions, logits = inputs[1]
+        return (logits - 1) * regions * (regions - 1) // 2
+
+    def launches(self, inputs: Shapes) -> int:
+        """Softmax, decoding, filter, sort, suppression, top-k."""
+        return 6

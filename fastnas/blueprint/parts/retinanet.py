@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from fastnas.blueprint.check import YES_NO, integer, one_of
+from fastnas.blueprint.operators import Layers, Operator, Operators, elements
 from fastnas.blueprint.parts.fpn import NORMS
 from fastnas.blueprint.parts.rcnn import SUPPRESSIONS
 from fastnas.blueprint.parts.rpn import ASPECT_RATIOS
@@ -87,9 +88,16 @@ class ConvTower(Spec):
         n, _, h, w = inputs[0]
         return ((n, self.out_channels, h, w),)
 
+    def operators(self, inputs: Shapes) -> Operators:
+        layers, x = Layers(), inputs[0]
+        for _ in range(self.convs):
+            x = layers.normed(self.norm, self.channels, 3, x, activation="relu")
+        layers.conv(self.out_channels, 3, x)
+        return layers.done()
+
 
 @dataclass(frozen=True)
-class RetinaDetections(Spec):
+class RetinaDetections(Operator):
     """Final suppression as torchvision's: of each level the best `topk` (anchor, class) pairs by sigmoid score, decoded;
     class-wise suppression at IoU `nms`, best `detections` with a score over `score`.
 
@@ -119,3 +127,12 @@ class RetinaDetections(Spec):
 
     def outputs(self, inputs: Shapes) -> Shapes:
         return (self.detections, 4), (self.detections,), (self.detections,)
+
+    def operations(self, inputs: Shapes) -> int:
+        """Pairs of boxes whose overlap suppression may ask for, where all of them are of one class."""
+        boxes = sum(min(self.topk, elements((shape,))) for shape in inputs[: len(self.strides)])
+        return boxes * (boxes - 1) // 2
+
+    def launches(self, inputs: Shapes) -> int:
+        """Sigmoid, top-k and decoding of every level, then filter, sort, suppression, top-k."""
+        return 3 * len(self.strides) + 4

@@ -6,14 +6,16 @@ import numpy as np
 import onnx
 
 from fastnas.blueprint import blocks as b
+from fastnas.blueprint import operators as o
 from fastnas.blueprint.wiring import DETECTIONS, IMAGE, Block, Network, Use
-from fastnas.models.onnx import boxes, efficientdet, layers, one_stage, synthetic
+from fastnas.models.onnx import boxes, efficientdet, guided, layers, one_stage, operators, synthetic
 from fastnas.models.onnx.graph import Graph
 from fastnas.models.onnx.weights import RandomWeights, StateWeights, Weights, normal
 
 EMITTERS = {
     b.Stem: layers.emit_stem,
     b.Residual: layers.emit_residual,
+    b.Connector: layers.emit_connector,
     b.SiluStem: efficientdet.emit_silu_stem,
     b.MobileBlock: efficientdet.emit_mobile_block,
     b.FpnLevel: layers.emit_fpn_level,
@@ -26,11 +28,16 @@ EMITTERS = {
     b.RpnHead: layers.emit_rpn_head,
     b.BoxHead: layers.emit_box_head,
     b.Proposals: boxes.emit_proposals,
+    b.GuidedHead: guided.emit_guided_head,
+    b.GuidedProposals: guided.emit_guided_proposals,
     b.Refine: boxes.emit_refine,
     b.RoiPool: boxes.emit_roi_pool,
     b.Detections: boxes.emit_detections,
     b.AnchorDetections: one_stage.emit_anchor_detections,
     b.RetinaDetections: one_stage.emit_anchor_detections,
+    o.Conv: operators.emit_conv,
+    o.Linear: operators.emit_linear,
+    o.Pass: operators.emit_pass,
 }
 
 
@@ -75,11 +82,15 @@ def network_model(
             inputs[index] = graph.input(name, use.input_shapes[index])
             if use.inputs[index] not in outputs:
                 outputs.append(use.inputs[index])
-        own = (use.index,) if block.spec.per_use else ()
-        results = EMITTERS[type(block.spec)](graph, source, block.name, block.spec, inputs, use.input_shapes, *own)
-        values.update(zip(use.outputs, results, strict=True))
+        values.update(zip(use.outputs, emit(graph, source, block, use, inputs), strict=True))
         dtypes.update(zip(use.outputs, output_dtypes(block.spec, len(use.outputs)), strict=True))
     return graph.model([(values[name], name, network.shapes[name], dtypes[name]) for name in outputs])
+
+
+def emit(graph: Graph, weights: Weights, block: Block, use: Use, inputs: list[str]) -> list[str]:
+    """Adds one use of a block that reads these values; returns the names of its outputs."""
+    own = (use.index,) if block.spec.per_use else ()
+    return EMITTERS[type(block.spec)](graph, weights, block.name, block.spec, inputs, use.input_shapes, *own)
 
 
 def network_inputs(network: Network) -> dict[str, np.ndarray]:

@@ -7,6 +7,7 @@ import onnx
 from onnx import TensorProto, helper
 
 import fastnas
+from fastnas.models.onnx.opset import raise_opset
 
 OPSET = 17  # RoiAlign's half-pixel modes need 16; 17 is read by every engine in use
 IR_VERSION = 8
@@ -21,16 +22,21 @@ class Graph:
     """Collects nodes. Every method that adds something returns the name of the value it adds.
 
     static: emitters choose forms in which no shape depends on the data, except for what a suppression selects.
+    batch: how many images lie in a map, None where that is known when the network runs. Shapes that emitters are given say 1.
     """
 
-    def __init__(self, static: bool = False):
-        self.static = static
+    def __init__(self, static: bool = False, batch: int | None = 1):
+        self.static, self.batch = static, batch
         self._nodes: list[onnx.NodeProto] = []
         self._initializers: list[onnx.TensorProto] = []
         self._values: dict[str, str] = {}  # by the names they were stored under
         self._constants: dict[tuple, str] = {}
         self._inputs: list[onnx.ValueInfoProto] = []
-        self._count = 0
+        self._count, self._opset = 0, OPSET
+
+    def need(self, opset: int) -> None:
+        """Some node needs this opset; without such a node the model stays in OPSET."""
+        self._opset = max(self._opset, opset)
 
     def add(self, op: str, *inputs: str, outputs: int = 1, **attributes):
         """One node; returns the name of its output, or a tuple of names where it has several."""
@@ -68,12 +74,12 @@ class Graph:
         """The value stored under this name, None where there is none."""
         return self._values.get(name)
 
-    def input(self, name: str, shape: Sequence[int]) -> str:
-        """A float32 graph input."""
+    def input(self, name: str, shape: Sequence[int | str]) -> str:
+        """A float32 graph input; a size that is known when the network runs has a name."""
         self._inputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
         return name
 
-    def model(self, outputs: list[tuple[str, str, Sequence[int], np.dtype]]) -> onnx.ModelProto:
+    def model(self, outputs: list[tuple[str, str, Sequence[int | str], np.dtype]]) -> onnx.ModelProto:
         """The finished model. `outputs`: (value, name to give it, shape, dtype); one value may be given once only."""
         rename = {value: name for value, name, _, _ in outputs}
         for node in self._nodes:
@@ -83,10 +89,12 @@ class Graph:
         infos = [helper.make_tensor_value_info(name, _TYPES[np.dtype(dtype)], shape) for _, name, shape, dtype in outputs]
         graph = helper.make_graph(self._nodes, "fastnas", self._inputs, infos)
         graph.initializer.extend(self._initializers)
-        return helper.make_model(
+        model = helper.make_model(
             graph,
             opset_imports=[helper.make_opsetid("", OPSET)],
             ir_version=IR_VERSION,
             producer_name="fastnas",
             producer_version=fastnas.__version__,
         )
+        raise_opset(model, self._opset)
+        return model

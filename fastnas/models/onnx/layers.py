@@ -14,15 +14,18 @@ _LAST = 0.25  # gain of the last convolution of a residual branch with random we
 
 
 def emit_stem(graph: Graph, weights: Weights, name: str, spec: b.Stem, inputs: list[str], shapes: b.Shapes) -> list[str]:
-    if spec.kind == "7x7":
-        shape = (spec.channels, 3, 7, 7)
-        value = conv_norm(graph, weights, f"{name}.conv1", f"{name}.norm1", spec.norm, inputs[0], shape, stride=2, act="relu")
-        return [graph.add("MaxPool", value, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])]
-    middle, value = spec.channels // 2, inputs[0]
-    for index, shape in ((1, (middle, 3, 3, 3)), (2, (spec.channels, middle, 3, 3))):
+    pools = spec.kind == "7x7"
+
+    def convolved(index: int, value: str, shape: tuple[int, ...]) -> str:
         layers = f"{name}.conv{index}", f"{name}.norm{index}"
-        value = conv_norm(graph, weights, *layers, spec.norm, value, shape, stride=2, act="relu")
-    return [value]
+        return conv_norm(graph, weights, *layers, spec.norm, value, shape, stride=2, act="relu", most=spec.channels // 2)
+
+    first = convolved(1, inputs[0], (spec.first, 3, 7, 7) if pools else (spec.first, 3, 3, 3))
+    if pools:
+        value = graph.add("MaxPool", first, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
+    else:
+        value = convolved(2, first, (spec.channels, spec.first, 3, 3))
+    return [value, first] if spec.taps else [value]
 
 
 def emit_residual(graph: Graph, weights: Weights, name: str, spec: b.Residual, inputs: list[str], shapes: b.Shapes) -> list[str]:
@@ -36,14 +39,25 @@ def emit_residual(graph: Graph, weights: Weights, name: str, spec: b.Residual, i
         value = conv_norm(
             graph, weights, *layers, spec.norm, value, shape,
             stride=spec.stride if index == strided else 1, groups=groups, act=None if last else "relu", gain=_LAST if last else 1.0,
+            most=spec.base // 2,
         )  # fmt: skip
     shortcut = inputs[0]
     if spec.projects:
         cin, cout, kernel, _, _ = convs[-1]
         shape = (cout, cin, kernel, kernel)
         layers = f"{name}.downsample.conv", f"{name}.downsample.norm"
-        shortcut = conv_norm(graph, weights, *layers, spec.norm, shortcut, shape, stride=spec.stride, gain=0.7)
+        shortcut = conv_norm(
+            graph, weights, *layers, spec.norm, shortcut, shape, stride=spec.stride, gain=0.7, most=spec.base // 2
+        )
     return [graph.add("Relu", graph.add("Add", value, shortcut))]
+
+
+def emit_connector(graph: Graph, weights: Weights, name: str, spec: b.Connector, inputs: list[str], shapes: b.Shapes) -> list[str]:
+    layers, shape = (f"{name}.feedback.conv", f"{name}.feedback.norm"), (spec.channels, spec.in_channels, 1, 1)
+    fed = conv_norm(graph, weights, *layers, spec.norm, inputs[1], shape, gain=_LAST, most=spec.groups)
+    if shapes[1][2:] != shapes[0][2:]:
+        fed = upsample(graph, fed, (1, spec.channels, *shapes[1][2:]), shapes[0])
+    return [graph.add("Add", inputs[0], fed)]
 
 
 def emit_fpn_level(graph: Graph, weights: Weights, name: str, spec: b.FpnLevel, inputs: list[str], shapes: b.Shapes) -> list[str]:
@@ -146,7 +160,7 @@ def group_norm(graph: Graph, weights: Weights, name: str, value: str, channels: 
 
     The latter as a batch norm with mean 0 and variance 1: one pass over the map, about 3 % of a block faster than Mul and Add.
     """
-    grouped = graph.add("Reshape", value, graph.integers(1, groups, -1))
+    grouped = graph.add("Reshape", value, graph.integers(0, groups, -1))  # 0: as many images as there are
     ones, zeros = graph.constant(np.ones(groups)), graph.constant(np.zeros(groups))
     grouped = graph.add("InstanceNormalization", grouped, ones, zeros, epsilon=EPS)
     value = graph.add("Reshape", grouped, graph.add("Shape", value))
@@ -197,4 +211,9 @@ def upsample(graph: Graph, value: str, shape: b.Shape, target: b.Shape) -> str:
     mode = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
     if (target[2], target[3]) == (2 * shape[2], 2 * shape[3]):  # given as scales, engines take their fast path
         return graph.add("Resize", value, "", graph.constant([1, 1, 2, 2]), **mode)
-    return graph.add("Resize", value, "", "", graph.integers(*shape[:2], *target[2:]), **mode)
+    if graph.batch is None:  # the number of images is read from the map
+        images = graph.add("Slice", graph.add("Shape", value), graph.integers(0), graph.integers(1))
+        sizes = graph.add("Concat", images, graph.integers(shape[1], *target[2:]), axis=0)
+    else:
+        sizes = graph.integers(graph.batch, shape[1], *target[2:])
+    return graph.add("Resize", value, "", "", sizes, **mode)

@@ -1,0 +1,1 @@
+"""Packaging of trained detectors as ONNX and TensorRT engine files, and detecting with them."""

@@ -1,0 +1,61 @@
+"""Weights files of small detectors that detect a lot, and what must be equal of two sets of detections."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from fastnas.blueprint import parse
+from fastnas.export.check import check_images
+from fastnas.models import build
+from fastnas.models.pixels import scale_and_shift
+from fastnas.models.weights import save_weights
+
+TEXTS = {
+    "two-stage": "96x128/bottleneck:1-2-2,base=8,stem=3x3,norm=gn/fpn:16/rpn:40,scale=4/rcnn:32,detections=20/classes:3",
+    "one-stage": "97x131/efficientnet:0.25x0.4/bifpn:16,repeats=2/effdet:2,detections=20/classes:3",
+}
+CLASSES = ["WBC", "RBC", "Platelets"]
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory):
+    """Weights file of a form of detector, by its name in TEXTS."""
+    folder = tmp_path_factory.mktemp("weights")
+    for name, text in TEXTS.items():
+        save_weights(folder / f"{name}.safetensors", trained(text), parse(text), CLASSES)
+    return lambda name: folder / f"{name}.safetensors"
+
+
+@pytest.fixture
+def photographs(bccd) -> list[Path]:
+    return sorted((bccd / "images").glob("*.jpg"))[:3]
+
+
+@torch.no_grad()
+def trained(text: str) -> nn.Module:
+    """A detector with statistics of real activations; scores and boxes are spread as those of a trained one."""
+    torch.manual_seed(0)
+    blueprint = parse(text)
+    detector = build(blueprint)
+    for parameter in detector.parameters():
+        if parameter.ndim == 1:
+            parameter += 0.1 * torch.randn_like(parameter)
+    for module in detector.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None
+    scale, shift = map(torch.from_numpy, scale_and_shift())
+    images = check_images(blueprint, 6).float() * scale + shift
+    detector.train().dense(images)
+    detector.eval()
+    predicted = {}
+    for name, module in detector.named_modules():
+        spread = 1.5 if name.endswith(("classes.pointwise.2", "cls_logits", "cls_score")) else 0.3
+        if spread == 1.5 or name.endswith(("boxes.pointwise.2", "bbox_pred")):
+            module.register_forward_hook(lambda m, _, out, s=spread: predicted.setdefault(m, (s, out)) and None)
+    detector(images)
+    for module, (spread, out) in predicted.items():
+        module.weight *= spread / (out - out.mean()).std().clamp(min=1e-3)
+        module._forward_hooks.clear()
+    return detector
