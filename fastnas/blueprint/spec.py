@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 Shape = tuple[int, ...]
 Shapes = tuple[Shape, ...]
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 
 
 class Spec:
@@ -40,11 +41,11 @@ class Spec:
 
     def to_dict(self) -> dict:
         """Canonical description, the same for equal specs in every process."""
-        return {"op": self.op, **dataclasses.asdict(self)}
+        return {"op": self.op, **{field.name: getattr(self, field.name) for field in dataclasses.fields(self)}}
 
     def key(self, inputs: Shapes) -> str:
         """Identifies this block at these input shapes in a latency table (canonical JSON)."""
-        return json.dumps({**self.to_dict(), "inputs": inputs}, sort_keys=True, separators=(",", ":"))
+        return _CANONICAL({**self.to_dict(), "inputs": inputs})
 
 
 def half(side: int) -> int:
