@@ -62,7 +62,7 @@ class Grid:
         """Relative errors of all points that can be predicted from the lines beside theirs in all of `axes`."""
         predicted = self.logs
         for axis in axes:
-            predicted = _from_neighbours(predicted, self.lines[AXES.index(axis)], AXES.index(axis))
+            predicted = from_neighbours(predicted, self.lines[AXES.index(axis)], AXES.index(axis))
         errors = np.abs(np.exp(predicted - self.logs) - 1)
         return errors[np.isfinite(errors)]
 
@@ -92,7 +92,7 @@ def _place(line: np.ndarray, x: float) -> tuple[int, float, bool]:
     return index, 0.0 if share < 1e-6 else 1.0 if share > 1 - 1e-6 else float(share), within
 
 
-def _from_neighbours(logs: np.ndarray, line: np.ndarray, axis: int) -> np.ndarray:
+def from_neighbours(logs: np.ndarray, line: np.ndarray, axis: int) -> np.ndarray:
     """Every value predicted from the lines on both sides of its own; NaN on the outer ones."""
     logs, predicted = np.moveaxis(logs, axis, 0), np.full_like(np.moveaxis(logs, axis, 0), np.nan)
     if len(line) > 2:
