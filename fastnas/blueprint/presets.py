@@ -1,7 +1,7 @@
 """Named blueprints, e.g. for `fastnas describe fasterrcnn-r50-fpn`."""
 
 from fastnas.blueprint.blueprint import Blueprint
-from fastnas.blueprint.parts import Bifpn, CascadeHead, EffdetHead, EfficientNet, Fpn, RoiHead, Rpn, SerialBackbone
+from fastnas.blueprint.parts import Bifpn, CascadeHead, EffdetHead, EfficientNet, Fpn, RetinaHead, RoiHead, Rpn, SerialBackbone
 
 RESNET18 = "11-21-21-21"
 RESNET50 = "111-2111-211111-211"
@@ -18,6 +18,12 @@ def _cascade_rcnn(block: str, code: str) -> Blueprint:
     return Blueprint((800, 1333), SerialBackbone(block, code), Fpn(256), Rpn(1000), CascadeHead(3), classes=80)
 
 
+def _retinanet(block: str, code: str) -> Blueprint:
+    """RetinaNet as torchvision builds it: COCO's 91 outputs (90 class ids + one that is never used)."""
+    neck = Fpn(256, levels="3-7", extra="conv-p")
+    return Blueprint((800, 1333), SerialBackbone(block, code), neck, None, RetinaHead(4, background="yes"), classes=90)
+
+
 def _efficientdet(side: int, variant: str, channels: int, layers: int, repeats: int, **other) -> Blueprint:
     """EfficientDet as published (table 1 and the authors' code, whose numbers are hand-rounded): COCO's 90 class ids."""
     neck = Bifpn(channels, layers, levels=other.get("levels", "3-7"), method=other.get("method", "fast"))
@@ -32,6 +38,7 @@ PRESETS: dict[str, Blueprint] = {
     "fasterrcnn-r101-fpn": _faster_rcnn("bottleneck", RESNET101),
     "fasterrcnn-x50-fpn": _faster_rcnn("resnext32x4d", RESNET50),
     "cascade-r50-fpn": _cascade_rcnn("bottleneck", RESNET50),
+    "retinanet-r50-fpn": _retinanet("bottleneck", RESNET50),
     "efficientdet-d0": _efficientdet(512, "b0", 64, 3, 3),
     "efficientdet-d1": _efficientdet(640, "b1", 88, 4, 3),
     "efficientdet-d2": _efficientdet(768, "b2", 112, 5, 3),
