@@ -137,6 +137,11 @@ class Oracle:
                 measured += 1
         return measured
 
+    def priceable(self, blueprints: Iterable[Blueprint]) -> list[Blueprint]:
+        """Those without a block that the engine is known to fail at."""
+        failing = set(self._failures)
+        return [b for b in blueprints if not failing or failing.isdisjoint(spec.key(s) for spec, s in expand(b).prices())]
+
     @property
     def calibration(self) -> Calibration | None:
         """The line through the networks that the table holds, as far as their blocks are known; None: too few of them.
@@ -182,6 +187,7 @@ class Oracle:
         Fills in missing blocks first. `progress(done, total)` is called before each group of networks.
         """
         self.fill(blueprints)
+        blueprints = self.priceable(blueprints)
         sums = [self._total(expand(blueprint)) for blueprint in blueprints]
         chosen = [blueprints[index] for index in spread_out(sums, most)]
         for index in range(0, len(chosen), _TOGETHER):
