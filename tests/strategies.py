@@ -2,7 +2,7 @@
 
 from hypothesis import strategies as st
 
-from fastnas.blueprint import Bifpn, Blueprint, CascadeHead, EffdetHead, EfficientNet, Fpn, RoiHead, Rpn, SerialBackbone
+from fastnas.blueprint import Bifpn, Blueprint, CascadeHead, EffdetHead, EfficientNet, Fpn, RetinaHead, RoiHead, Rpn, SerialBackbone
 
 SUPPRESSIONS = ["hard", "linear", "gaussian"]
 
@@ -18,9 +18,19 @@ def codes(draw, max_stages: int = 5, max_blocks: int = 3, max_doublings: int = 4
 
 @st.composite
 def serial_backbones(draw) -> SerialBackbone:
-    block = draw(st.sampled_from(["basic", "bottleneck", "resnext32x4d"]))
-    base = draw(st.sampled_from([16, 32] if block == "resnext32x4d" else [8, 16, 24]))
-    return SerialBackbone(block, draw(codes()), base, draw(st.sampled_from(["7x7", "3x3"])), draw(st.sampled_from(["bn", "gn"])))
+    block = draw(st.sampled_from(["basic", "bottleneck", "resnext32x4d", "xbottleneck"]))
+    code = draw(codes())
+    copies = st.lists(st.integers(0, 2).map(str), min_size=code.count("-") + 1, max_size=code.count("-") + 1)
+    return SerialBackbone(
+        block,
+        code,
+        draw(st.sampled_from([16, 32] if block == "resnext32x4d" else [8, 16, 24])),
+        draw(st.sampled_from(["7x7", "3x3"])),
+        draw(st.sampled_from(["bn", "gn", "gnws"])),
+        draw(st.just("") | copies.map("-".join)),
+        draw(st.sampled_from(["yes", "no"])),
+        draw(st.sampled_from(["no", "yes"])),
+    )
 
 
 @st.composite
@@ -71,6 +81,20 @@ def effdet_heads(draw) -> EffdetHead:
 
 
 @st.composite
+def retina_heads(draw) -> RetinaHead:
+    return RetinaHead(
+        draw(st.integers(0, 3)),
+        draw(st.sampled_from(["none", "bn", "gn", "gnws"])),
+        draw(st.integers(1, 6)),
+        draw(st.integers(1, 4)),
+        draw(st.sampled_from(["yes", "no"])),
+        draw(st.integers(1, 300)),
+        draw(st.integers(1, 100)),
+        draw(st.sampled_from(SUPPRESSIONS)),
+    )
+
+
+@st.composite
 def region_heads(draw) -> RoiHead | CascadeHead:
     options = st.sampled_from([8, 32]), st.integers(1, 100), st.sampled_from(SUPPRESSIONS), st.sampled_from(["standard", "high"])
     return draw(st.builds(RoiHead, *options) | st.builds(CascadeHead, st.integers(2, 4), *options))
@@ -86,7 +110,7 @@ def blueprints(draw) -> Blueprint:
             st.builds(Rpn, st.integers(1, 50), st.integers(1, 16), st.integers(1, 100)),
             region_heads(),
         )
-        | st.tuples(st.none(), effdet_heads())
+        | st.tuples(st.none(), effdet_heads() | retina_heads())
     )
     sides = st.integers(33, 150)
     return Blueprint((draw(sides), draw(sides)), backbone, neck, rpn, head, classes=draw(st.integers(1, 20)))

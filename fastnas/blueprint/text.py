@@ -85,10 +85,10 @@ def _at(starts: dict[str, int], text: str, make, main: str = ""):
     try:
         return make()
     except BlueprintError as error:
+        named = [start for key, start in starts.items() if key in error.reason.split()]  # the reason names the field
         if error.position is not None:
-            raise BlueprintError(error.reason, text, starts[main] + error.position) from None
-        places = [start for key, start in starts.items() if key in error.reason.split()]  # the reason names the field
-        raise BlueprintError(error.reason, text, places[0] if places else None) from None
+            raise BlueprintError(error.reason, text, (named[0] if named else starts[main]) + error.position) from None
+        raise BlueprintError(error.reason, text, named[0] if named else None) from None
 
 
 def _whole(digits: str, text: str, offset: int) -> int:

@@ -14,15 +14,18 @@ _LAST = 0.25  # gain of the last convolution of a residual branch with random we
 
 
 def emit_stem(graph: Graph, weights: Weights, name: str, spec: b.Stem, inputs: list[str], shapes: b.Shapes) -> list[str]:
-    if spec.kind == "7x7":
-        shape = (spec.channels, 3, 7, 7)
-        value = conv_norm(graph, weights, f"{name}.conv1", f"{name}.norm1", spec.norm, inputs[0], shape, stride=2, act="relu")
-        return [graph.add("MaxPool", value, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])]
-    middle, value = spec.channels // 2, inputs[0]
-    for index, shape in ((1, (middle, 3, 3, 3)), (2, (spec.channels, middle, 3, 3))):
+    pools = spec.kind == "7x7"
+
+    def convolved(index: int, value: str, shape: tuple[int, ...]) -> str:
         layers = f"{name}.conv{index}", f"{name}.norm{index}"
-        value = conv_norm(graph, weights, *layers, spec.norm, value, shape, stride=2, act="relu")
-    return [value]
+        return conv_norm(graph, weights, *layers, spec.norm, value, shape, stride=2, act="relu", most=spec.channels // 2)
+
+    first = convolved(1, inputs[0], (spec.first, 3, 7, 7) if pools else (spec.first, 3, 3, 3))
+    if pools:
+        value = graph.add("MaxPool", first, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
+    else:
+        value = convolved(2, first, (spec.channels, spec.first, 3, 3))
+    return [value, first] if spec.taps else [value]
 
 
 def emit_residual(graph: Graph, weights: Weights, name: str, spec: b.Residual, inputs: list[str], shapes: b.Shapes) -> list[str]:
@@ -36,14 +39,25 @@ def emit_residual(graph: Graph, weights: Weights, name: str, spec: b.Residual, i
         value = conv_norm(
             graph, weights, *layers, spec.norm, value, shape,
             stride=spec.stride if index == strided else 1, groups=groups, act=None if last else "relu", gain=_LAST if last else 1.0,
+            most=spec.base // 2,
         )  # fmt: skip
     shortcut = inputs[0]
     if spec.projects:
         cin, cout, kernel, _, _ = convs[-1]
         shape = (cout, cin, kernel, kernel)
         layers = f"{name}.downsample.conv", f"{name}.downsample.norm"
-        shortcut = conv_norm(graph, weights, *layers, spec.norm, shortcut, shape, stride=spec.stride, gain=0.7)
+        shortcut = conv_norm(
+            graph, weights, *layers, spec.norm, shortcut, shape, stride=spec.stride, gain=0.7, most=spec.base // 2
+        )
     return [graph.add("Relu", graph.add("Add", value, shortcut))]
+
+
+def emit_connector(graph: Graph, weights: Weights, name: str, spec: b.Connector, inputs: list[str], shapes: b.Shapes) -> list[str]:
+    layers, shape = (f"{name}.feedback.conv", f"{name}.feedback.norm"), (spec.channels, spec.in_channels, 1, 1)
+    fed = conv_norm(graph, weights, *layers, spec.norm, inputs[1], shape, gain=_LAST, most=spec.groups)
+    if shapes[1][2:] != shapes[0][2:]:
+        fed = upsample(graph, fed, (1, spec.channels, *shapes[1][2:]), shapes[0])
+    return [graph.add("Add", inputs[0], fed)]
 
 
 def emit_fpn_level(graph: Graph, weights: Weights, name: str, spec: b.FpnLevel, inputs: list[str], shapes: b.Shapes) -> list[str]:
@@ -90,6 +104,21 @@ def emit_box_head(graph: Graph, weights: Weights, name: str, spec: b.BoxHead, in
         linear(graph, weights, f"{name}.cls_score", value, (spec.logits, spec.hidden)),
         linear(graph, weights, f"{name}.bbox_pred", value, (spec.deltas, spec.hidden), gain=0.1),
     ]
+
+
+def emit_conv_tower(
+    graph: Graph, weights: Weights, name: str, spec: b.ConvTower, inputs: list[str], shapes: b.Shapes, use: int = 0
+) -> list[str]:
+    """With batch norm the weights are stored once a level, for each has the level's norm folded in."""
+    value, shape = inputs[0], (spec.channels, spec.channels, 3, 3)
+    for index in range(spec.convs):
+        layer = f"{name}.convs.{index}"
+        if spec.norm == "none":
+            value = graph.add("Relu", conv(graph, weights, layer, value, shape))
+        else:
+            norm = f"{name}.norms.{index}.{use % spec.norms}"
+            value = conv_norm(graph, weights, layer, norm, spec.norm, value, shape, act="relu")
+    return [conv(graph, weights, f"{name}.predictor", value, (spec.out_channels, *shape[1:]), gain=0.5)]
 
 
 def conv_norm(
