@@ -6,7 +6,7 @@ from torchvision.models.detection import fasterrcnn_resnet50_fpn
 
 from fastnas.blueprint import PRESETS
 from fastnas.models import build
-from fastnas.models.convert_effdet import convert_effdet
+from fastnas.models.convert import convert
 
 
 def as_torchvision(name: str) -> str:
@@ -56,8 +56,8 @@ def efficientdet_twins(name: str, size: tuple[int, int], classes: int = 90):
     calibrate(peer, size)
     published = PRESETS[name.removeprefix("tf_").replace("_", "-")]
     ours = build(published.replace(input=size, classes=classes))
-    done = convert_effdet(peer.state_dict(), ours)
-    assert not (done.missing or done.unused or done.mismatched)
+    done = convert(peer.state_dict(), ours)
+    assert not (done.left or done.unused)
     ours.load_state_dict(done.state)
     return ours.eval(), peer.eval()
 

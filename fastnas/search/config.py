@@ -2,7 +2,7 @@
 
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import pydantic
 from pydantic import ConfigDict, Field, ValidationError, model_validator
@@ -21,6 +21,7 @@ MAX_SEED = 2**31 - 1
 MAX_ERRORS = 10  # in one message
 Probability = Annotated[float, Field(ge=0, le=1)]
 Blocks = Annotated[int, Field(ge=1, le=MAX_BLOCKS)]
+S = TypeVar("S", bound=Section)
 Stages = Annotated[int, Field(ge=1, le=MAX_STAGES)]
 
 
@@ -87,6 +88,7 @@ class SearchConfig(Section):
     seed: int = Field(0, ge=0, le=MAX_SEED)
     candidates: int = Field(8, ge=1, le=1_000_000)  # trained ones, the ancestor among them
     ancestor: str  # a blueprint in one line; its `classes` are replaced by those of the data
+    init: str | None = None  # weights file whose backbone is the ancestor's, which starts from it; none: fresh weights
     rules: Rules = Rules()
     limits: Limits = Limits()
     data: Data = Data()
@@ -142,8 +144,13 @@ def apply_change(data: dict[str, Any], change: str) -> None:
 
 def check_config(data: dict[str, Any], name: str = "config") -> SearchConfig:
     """The checked configuration. Raises InputError naming the wrong keys on one line."""
+    return check_section(SearchConfig, data, name)
+
+
+def check_section(kind: type[S], data: dict[str, Any], name: str) -> S:
+    """`data` as a section of this kind. Raises InputError naming the wrong keys on one line."""
     try:
-        return SearchConfig.model_validate(data)
+        return kind.model_validate(data)
     except ValidationError as error:
         found = error.errors(include_url=False, include_context=False, include_input=False)
         lines = [f"{_place(e['loc'])}: {one_line(e['msg'].removeprefix('Value error, '), 200)}" for e in found[:MAX_ERRORS]]
