@@ -1,6 +1,7 @@
 """Fixtures shared by all tests."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,10 @@ except ImportError:
 else:
     hypothesis.settings.register_profile("fastnas", deadline=None, max_examples=50, derandomize=True)  # machines may be busy
     hypothesis.settings.load_profile("fastnas")
+
+
+# A shell's background jobs ignore Ctrl-C and hand that down: the programs that the tests interrupt would never notice.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,9 @@
 
 from hypothesis import strategies as st
 
-from fastnas.blueprint import Bifpn, Blueprint, EffdetHead, EfficientNet, Fpn, RoiHead, Rpn, SerialBackbone
+from fastnas.blueprint import Bifpn, Blueprint, CascadeHead, EffdetHead, EfficientNet, Fpn, RoiHead, Rpn, SerialBackbone
+
+SUPPRESSIONS = ["hard", "linear", "gaussian"]
 
 
 @st.composite
@@ -16,9 +18,19 @@ def codes(draw, max_stages: int = 5, max_blocks: int = 3, max_doublings: int = 4
 
 @st.composite
 def serial_backbones(draw) -> SerialBackbone:
-    block = draw(st.sampled_from(["basic", "bottleneck", "resnext32x4d"]))
-    base = draw(st.sampled_from([16, 32] if block == "resnext32x4d" else [8, 16, 24]))
-    return SerialBackbone(block, draw(codes()), base, draw(st.sampled_from(["7x7", "3x3"])), draw(st.sampled_from(["bn", "gn"])))
+    block = draw(st.sampled_from(["basic", "bottleneck", "resnext32x4d", "xbottleneck"]))
+    code = draw(codes())
+    copies = st.lists(st.integers(0, 2).map(str), min_size=code.count("-") + 1, max_size=code.count("-") + 1)
+    return SerialBackbone(
+        block,
+        code,
+        draw(st.sampled_from([16, 32] if block == "resnext32x4d" else [8, 16, 24])),
+        draw(st.sampled_from(["7x7", "3x3"])),
+        draw(st.sampled_from(["bn", "gn", "gnws"])),
+        draw(st.just("") | copies.map("-".join)),
+        draw(st.sampled_from(["yes", "no"])),
+        draw(st.sampled_from(["no", "yes"])),
+    )
 
 
 @st.composite
@@ -27,6 +39,17 @@ def efficientnets(draw) -> EfficientNet:
     levels = f"{first}-{draw(st.integers(first, 5))}"
     variant = draw(st.sampled_from(["b0", "0.3x0.4", "0.25x1.1", "0.55x0.2"]))
     return EfficientNet(variant, levels, draw(st.sampled_from(["same", "symmetric"])), draw(st.sampled_from(["tf", "torch"])))
+
+
+@st.composite
+def fpns(draw, maps: range) -> Fpn:
+    first = draw(st.sampled_from(maps))
+    return Fpn(
+        draw(st.sampled_from([8, 16, 40])),
+        draw(st.just("auto") | st.integers(first, min(first + 4, 9)).map(lambda last: f"{first}-{last}")),
+        draw(st.sampled_from(["pool", "conv-p", "conv-c"])),
+        draw(st.sampled_from(["none", "bn", "gn", "gnws"])),
+    )
 
 
 @st.composite
@@ -53,18 +76,25 @@ def effdet_heads(draw) -> EffdetHead:
         draw(st.sampled_from(["yes", "no"])),
         draw(st.integers(1, 300)),
         draw(st.integers(1, 100)),
+        draw(st.sampled_from(SUPPRESSIONS)),
     )
+
+
+@st.composite
+def region_heads(draw) -> RoiHead | CascadeHead:
+    options = st.sampled_from([8, 32]), st.integers(1, 100), st.sampled_from(SUPPRESSIONS), st.sampled_from(["standard", "high"])
+    return draw(st.builds(RoiHead, *options) | st.builds(CascadeHead, st.integers(2, 4), *options))
 
 
 @st.composite
 def blueprints(draw) -> Blueprint:
     """Any backbone with any neck, any head with the proposals it needs."""
     backbone = draw(serial_backbones() | efficientnets())
-    neck = draw(st.builds(Fpn, st.sampled_from([8, 16, 40])) | bifpns(backbone.maps))
+    neck = draw(fpns(backbone.maps) | bifpns(backbone.maps))
     rpn, head = draw(
         st.tuples(
             st.builds(Rpn, st.integers(1, 50), st.integers(1, 16), st.integers(1, 100)),
-            st.builds(RoiHead, st.sampled_from([8, 32]), st.integers(1, 100)),
+            region_heads(),
         )
         | st.tuples(st.none(), effdet_heads())
     )

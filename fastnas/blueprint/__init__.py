@@ -5,7 +5,7 @@ from fastnas.blueprint.code import BlueprintError, validate_code
 from fastnas.blueprint.expand import expand
 from fastnas.blueprint.lineage import Lineage
 from fastnas.blueprint.load import load
-from fastnas.blueprint.parts import Bifpn, EffdetHead, EfficientNet, Fpn, RoiHead, Rpn, SerialBackbone
+from fastnas.blueprint.parts import Bifpn, CascadeHead, EffdetHead, EfficientNet, Fpn, RoiHead, Rpn, SerialBackbone
 from fastnas.blueprint.presets import PRESETS
 from fastnas.blueprint.text import parse
 from fastnas.blueprint.wiring import Block, Network, Use
@@ -16,6 +16,7 @@ __all__ = [
     "Block",
     "Blueprint",
     "BlueprintError",
+    "CascadeHead",
     "EffdetHead",
     "EfficientNet",
     "Fpn",

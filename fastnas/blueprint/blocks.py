@@ -2,18 +2,22 @@
 `fastnas.models` and `fastnas.models.onnx`."""
 
 from fastnas.blueprint.parts.bifpn import CoarserLevel, FusionNode
+from fastnas.blueprint.parts.cascade import Refine
 from fastnas.blueprint.parts.effdet import AnchorDetections, HeadTower
 from fastnas.blueprint.parts.efficientnet import MobileBlock, SiluStem
-from fastnas.blueprint.parts.fpn import FpnLevel, MaxPoolLevel
-from fastnas.blueprint.parts.rcnn import BoxHead, Detections, RoiPool
+from fastnas.blueprint.parts.fpn import ConvLevel, FpnLevel, MaxPoolLevel
+from fastnas.blueprint.parts.parallel import Connector
+from fastnas.blueprint.parts.rcnn import BoxHead, Detections, RoiPool, Weights
 from fastnas.blueprint.parts.rpn import Proposals, RpnHead
 from fastnas.blueprint.parts.serial import Residual, Stem
-from fastnas.blueprint.spec import Shape, Shapes, Spec, gn_groups, half
+from fastnas.blueprint.spec import Shape, Shapes, Spec, half, norm_groups
 
 __all__ = [
     "AnchorDetections",
     "BoxHead",
     "CoarserLevel",
+    "Connector",
+    "ConvLevel",
     "Detections",
     "FpnLevel",
     "FusionNode",
@@ -21,6 +25,7 @@ __all__ = [
     "MaxPoolLevel",
     "MobileBlock",
     "Proposals",
+    "Refine",
     "Residual",
     "RoiPool",
     "RpnHead",
@@ -29,6 +34,7 @@ __all__ = [
     "SiluStem",
     "Spec",
     "Stem",
-    "gn_groups",
+    "Weights",
     "half",
+    "norm_groups",
 ]

@@ -1,7 +1,7 @@
 """Named blueprints, e.g. for `fastnas describe fasterrcnn-r50-fpn`."""
 
 from fastnas.blueprint.blueprint import Blueprint
-from fastnas.blueprint.parts import Bifpn, EffdetHead, EfficientNet, Fpn, RoiHead, Rpn, SerialBackbone
+from fastnas.blueprint.parts import Bifpn, CascadeHead, EffdetHead, EfficientNet, Fpn, RoiHead, Rpn, SerialBackbone
 
 RESNET18 = "11-21-21-21"
 RESNET50 = "111-2111-211111-211"
@@ -11,6 +11,11 @@ RESNET101 = f"111-2111-2{'1' * 22}-211"
 def _faster_rcnn(block: str, code: str) -> Blueprint:
     """Faster R-CNN as torchvision builds it: COCO's 91 outputs (90 class ids + background), shorter side 800, longer 1333."""
     return Blueprint((800, 1333), SerialBackbone(block, code), Fpn(256), Rpn(1000), RoiHead(1024), classes=90)
+
+
+def _cascade_rcnn(block: str, code: str) -> Blueprint:
+    """Cascade R-CNN as published, with COCO's 80 classes."""
+    return Blueprint((800, 1333), SerialBackbone(block, code), Fpn(256), Rpn(1000), CascadeHead(3), classes=80)
 
 
 def _efficientdet(side: int, variant: str, channels: int, layers: int, repeats: int, **other) -> Blueprint:
@@ -26,6 +31,7 @@ PRESETS: dict[str, Blueprint] = {
     "fasterrcnn-r50-fpn": _faster_rcnn("bottleneck", RESNET50),
     "fasterrcnn-r101-fpn": _faster_rcnn("bottleneck", RESNET101),
     "fasterrcnn-x50-fpn": _faster_rcnn("resnext32x4d", RESNET50),
+    "cascade-r50-fpn": _cascade_rcnn("bottleneck", RESNET50),
     "efficientdet-d0": _efficientdet(512, "b0", 64, 3, 3),
     "efficientdet-d1": _efficientdet(640, "b1", 88, 4, 3),
     "efficientdet-d2": _efficientdet(768, "b2", 112, 5, 3),

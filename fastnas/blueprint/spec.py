@@ -8,7 +8,12 @@ MACs are multiply-adds of convolutions and linear layers; everything else counts
 import dataclasses
 import json
 import math
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from fastnas.errors import InputError
+
+if TYPE_CHECKING:
+    from fastnas.blueprint.operators import Operators
 
 Shape = tuple[int, ...]
 Shapes = tuple[Shape, ...]
@@ -29,13 +34,26 @@ class Spec:
     def outputs(self, inputs: Shapes) -> Shapes:
         raise TypeError(f"{type(self).__name__} does not say its output shapes")
 
+    def operators(self, inputs: Shapes) -> "Operators":
+        """The fused layers that it runs as, see `fastnas.blueprint.operators`. Raises InputError where it does not say them."""
+        raise InputError(f"blocks of the kind {self.op!r} do not say which operators they run as: they can only be measured whole")
+
     def to_dict(self) -> dict:
-        """Canonical description, the same for equal specs in every process."""
-        return {"op": self.op, **dataclasses.asdict(self)}
+        """Canonical description, the same for equal specs in every process; without `added` fields at their default."""
+        values = {"op": self.op, **dataclasses.asdict(self)}
+        for field in dataclasses.fields(self):
+            if "added" in field.metadata and values[field.name] == field.default:
+                del values[field.name]
+        return values
 
     def key(self, inputs: Shapes) -> str:
         """Identifies this block at these input shapes in a latency table (canonical JSON)."""
         return json.dumps({**self.to_dict(), "inputs": inputs}, sort_keys=True, separators=(",", ":"))
+
+
+def added(default: Any) -> Any:
+    """A field that a spec got after such blocks had been measured: at this default the block is the one that it was, same key."""
+    return dataclasses.field(default=default, metadata={"added": True})
 
 
 def half(side: int) -> int:
@@ -48,6 +66,14 @@ def conv_params(cin: int, cout: int, kernel: int, groups: int = 1, bias: bool = 
     return cin // groups * cout * kernel * kernel + cout * bias
 
 
-def gn_groups(channels: int) -> int:
-    """Groups of a GroupNorm: 16 channels each (Wu & He 2018, Table 3) where 16 divides, else the largest power of two that does."""
-    return channels // math.gcd(channels, 16)
+def norm_groups(norm: str, channels: int, most: int = 32) -> int:
+    """Groups of a GroupNorm over `channels`.
+
+    gn: 16 channels each (Wu & He 2018, Table 3) where 16 divides, else the largest power of two that does. gnws: as many groups as
+    divide both `most` and the channels, but none of one channel (SM-NAS: half of the backbone's base, a quarter where the stem
+    has half as many channels).
+    """
+    if norm == "gn":
+        return channels // math.gcd(channels, 16)
+    groups = math.gcd(most, channels)
+    return max(1, groups // 2) if groups == channels else groups

@@ -33,6 +33,23 @@ def parse(text: str) -> Blueprint:
     return _at({}, text, lambda: Blueprint(**found))
 
 
+def parse_part(slot: str, text: str):
+    """Reads one part as it is written in the one-line form, e.g. `fpn:64` for the neck; `none` where the slot may be left out."""
+    if text == "none" and slot in OPTIONAL:
+        return None
+    found, part = _component(text, text, 0)
+    if found != slot:
+        raise BlueprintError(f"{show(text)} is no {slot} ({example(slot)})")
+    return part
+
+
+def parse_input(text: str) -> tuple[int, int]:
+    """Reads HEIGHTxWIDTH."""
+    if not re.fullmatch(r"\d+x\d+", text, re.ASCII):
+        raise BlueprintError(f"{show(text)} is no input size (HEIGHTxWIDTH, e.g. 240x320)")
+    return _component(text, text, 0)[1]
+
+
 def _component(component: str, text: str, offset: int) -> tuple[str, object]:
     if size := re.fullmatch(r"(\d+)x(\d+)", component, re.ASCII):
         return "input", (_whole(size[1], text, offset), _whole(size[2], text, offset + size.start(2)))
@@ -68,10 +85,10 @@ def _at(starts: dict[str, int], text: str, make, main: str = ""):
     try:
         return make()
     except BlueprintError as error:
+        named = [start for key, start in starts.items() if key in error.reason.split()]  # the reason names the field
         if error.position is not None:
-            raise BlueprintError(error.reason, text, starts[main] + error.position) from None
-        places = [start for key, start in starts.items() if key in error.reason.split()]  # the reason names the field
-        raise BlueprintError(error.reason, text, places[0] if places else None) from None
+            raise BlueprintError(error.reason, text, (named[0] if named else starts[main]) + error.position) from None
+        raise BlueprintError(error.reason, text, named[0] if named else None) from None
 
 
 def _whole(digits: str, text: str, offset: int) -> int:

@@ -2,31 +2,32 @@
 
 import sys
 import time
-from statistics import fmean, median
+from statistics import median
 
 import click
 
-from fastnas.blueprint import Blueprint, expand, load
+from fastnas.blueprint import Blueprint, expand, load, parse
 from fastnas.cli.main import common_options
 from fastnas.errors import InputError
 
 QUERIES, BATCH = 2000, 10_000
-TOGETHER = 8  # networks in memory at the same time, timed in interleaved rounds
+PER_SPACE = 36  # networks that are compared, where the number is not given
 
 
 @click.command()
 @click.argument("blueprints", metavar="[BLUEPRINT]...", nargs=-1)
 @click.option("--space", metavar="NAME|all", help="Networks sampled from this space (default without BLUEPRINT: all).")
 @click.option("--config", metavar="FILE", type=click.Path(), help="Configuration of the space (default: its demo config).")
-@click.option("--networks", metavar="N", type=click.IntRange(min=1), default=8, show_default=True, help="How many to compare.")
+@click.option("--networks", metavar="N", type=click.IntRange(min=1), help=f"How many to compare (default: {PER_SPACE} a space).")
 @click.option(
-    "--calibrate", metavar="N", type=click.IntRange(min=0, max=100), default=12, show_default=True,
-    help="How many others to calibrate on where the table is not calibrated yet.",
+    "--calibrate", metavar="N", type=click.IntRange(min=0, max=100), default=20, show_default=True,
+    help="How many others to calibrate on where the table is not calibrated for the space yet.",
 )
+@click.option("--operators/--no-operators", default=True, help="Measure single layers too: the baseline of other tools.")
 @click.option("--engine", metavar="NAME[:PRECISION]", default="onnxruntime", show_default=True, help="What measures.")
 @click.option("--table", metavar="FILE", type=click.Path(), help="Latency table to fill (default: the user's).")
 @common_options
-def command(blueprints, space, config, networks, calibrate, engine, table, as_json):
+def command(blueprints, space, config, networks, calibrate, operators, engine, table, as_json):
     """Measure the blocks of BLUEPRINTs (or of networks sampled from a space) that the latency table lacks.
 
     With a space, times some of the sampled networks whole and calibrates the table with them. Then times all others whole, twice,
@@ -38,58 +39,72 @@ def command(blueprints, space, config, networks, calibrate, engine, table, as_js
     if config and (space or "all") == "all":
         raise InputError("--config needs --space NAME: the space that it configures")
     chosen = [load(blueprint)[1] for blueprint in blueprints]
+    spaces = _spaces(space or "all", config)
+    sampled = bool(space or not blueprints)
     with Oracle.open(table, engine) as oracle:
-        note = _Progress()
+        note, start = _Progress(), time.monotonic()
         if oracle.note:
             note.end(oracle.note)
-        if space or not blueprints:
-            chosen += _held_out(oracle, note, space or "all", config, networks, calibrate)
-        result = _bench(oracle, note, list(dict.fromkeys(chosen)))
+        held_out = _held_out(oracle, note, spaces, networks or PER_SPACE * len(spaces), calibrate) if sampled else []
+        together = list(dict.fromkeys([*chosen, *held_out]))
+        _fill(oracle, note, together)
+        seconds = time.monotonic() - start
+        result = {**_bench(oracle, note, together, operators and sampled), **_query_times(oracle, spaces, together)}
+        result["table_seconds"] = seconds
         if not as_json:
             _print(result, oracle, chosen if blueprints else [])
     return result
 
 
-def _held_out(oracle, note: "_Progress", space: str, config: str | None, networks: int, calibrate: int) -> list[Blueprint]:
-    """Networks of the space that the calibration has not seen, after calibrating where that was not done before."""
+def _spaces(space: str, config: str | None) -> list:
+    """The space of that name, or all of them, of their demo configs unless another is named."""
+    from fastnas.search.config import SPACES, check_config, load_config
+
+    made = []
+    for name in SPACES if space == "all" else [space]:
+        checked = check_config(load_config(name, config), config or f"{name}-demo.yaml")
+        made.append(checked.make_space(parse(checked.ancestor).classes))
+    return made
+
+
+def _held_out(oracle, note: "_Progress", spaces: list, networks: int, calibrate: int) -> list[Blueprint]:
+    """Networks of the spaces that the calibration has not seen, after calibrating where that was not done for them before."""
     seen = oracle.calibrated()
-    sampled = [b for b in _samples(space, config, networks + calibrate + len(seen)) if b.text not in seen]
-    if calibrate and not seen:
+    sampled = [b for b in _samples(spaces, networks + calibrate + len(seen)) if b.text not in seen]
+    if missing := max(0, calibrate - sum(_inside(text, spaces) for text in seen)):
         _fill(oracle, note, sampled)
-        oracle.calibrate(sampled, calibrate, lambda done, total: note(f"calibration network {done + 1}/{total}", done, total))
+        oracle.calibrate(sampled, missing, lambda done, total: note(f"calibration network {done + 1}/{total}", done, total))
         seen = oracle.calibrated()
     if found := oracle.calibration:
         note.end(f"calibrated on {found.networks} networks: leave-one-out error {100 * found.error:.1f} %")
     left = [b for b in sampled if b.text not in seen]
-    step = max(1, len(left) // networks)
-    return left[::step][:networks]
+    return [left[len(left) * index // networks] for index in range(networks)] if len(left) > networks else left
 
 
-def _bench(oracle, note: "_Progress", blueprints: list[Blueprint]) -> dict:
-    _fill(oracle, note, blueprints)
-    first, second, seconds = [], [], 0.0
-    for values in (first, second):  # two passes, so that the repeat error holds the machine's slow changes
-        for index in range(0, len(blueprints), TOGETHER):
-            done = len(first) + len(second)
-            note(f"whole network {done + 1}/{2 * len(blueprints)}", done, 2 * len(blueprints))
-            start = time.perf_counter()
-            values += [timing.median_ms for timing in oracle.measure_whole_all(blueprints[index : index + TOGETHER])]
-            seconds += time.perf_counter() - start
-    note.end(f"{len(blueprints)} networks timed whole")
-    prices = [oracle(blueprint) for blueprint in blueprints]
-    truth = [fmean(pair) for pair in zip(first, second, strict=True)]
-    return {
-        "environment": oracle.environment,
-        "entries": oracle.entries(),
-        "networks": [
-            {"text": b.text, "measured_ms": t, "predicted_ms": p.predicted, "low_ms": p.low, "high_ms": p.high}
-            for b, t, p in zip(blueprints, truth, prices, strict=True)
-        ],
-        "blocks": [{"network": b.text, **row.to_dict()} for b in blueprints for row in oracle.blocks(b)],
-        "accuracy": _accuracy(oracle, blueprints, prices, truth, first, second),
-        **_query_times(oracle, blueprints),
-        "whole_network_ms": 1e3 * seconds / (2 * len(blueprints)),
-    }
+def _inside(text: str, spaces: list) -> bool:
+    """Whether a network is one of these spaces'."""
+    for space in spaces:
+        try:
+            space.validate(parse(text))
+        except InputError:
+            continue
+        return True
+    return False
+
+
+def _samples(spaces: list, count: int) -> list[Blueprint]:
+    """The ancestor of each space and distinct blueprints sampled from it, the same ones every time; as many of each space."""
+    import numpy as np
+
+    share, found = -(-count // len(spaces)), {}
+    for space in spaces:
+        random, own = np.random.default_rng(0), {space.ancestor: None}
+        for _ in range(20 * share):
+            if len(own) == share:
+                break
+            own[space.sample(random)] = None
+        found |= own
+    return list(found)
 
 
 def _fill(oracle, note: "_Progress", blueprints: list[Blueprint]) -> None:
@@ -97,74 +112,60 @@ def _fill(oracle, note: "_Progress", blueprints: list[Blueprint]) -> None:
     note.end(f"{measured} blocks measured, {oracle.entries()} in {oracle.table.path}")
 
 
-def _accuracy(oracle, blueprints, prices, truth, first, second) -> dict:
-    """How good the prices of these networks are; what they are compared with: the repeat error, plain sums, and MACs alone."""
-    from fastnas.latency import accuracy
+def _bench(oracle, note: "_Progress", blueprints: list[Blueprint], operators: bool) -> dict:
+    from fastnas.latency import proof
 
-    predicted, macs = [price.predicted for price in prices], [expand(b).macs for b in blueprints]
-    sums = [sum(block.ms for block in oracle.blocks(b)) for b in blueprints]
-    calibration = oracle.calibration
+    sums = None
+    if operators:
+        sums = proof.operator_sums(oracle, blueprints, lambda done, total: note(f"single layer {done + 1}/{total}", done, total))
+        note.end("single layers measured")
+    counted = lambda done, total: note(f"whole network {done + 1}/{total}", done, total)  # noqa: E731
+    whole = proof.measure(oracle, blueprints, counted, time.perf_counter)
+    note.end(f"{len(blueprints)} networks timed whole")
+    prices = [oracle(blueprint) for blueprint in blueprints]
     return {
-        "n": len(truth),
-        "mape": accuracy.mape(predicted, truth),
-        "within_5": accuracy.within(5, predicted, truth),
-        "within_10": accuracy.within(10, predicted, truth),
-        "repeat_mape": accuracy.mape(first, second),
-        "calibration_networks": calibration.networks if calibration else 0,
-        "sum_mape": accuracy.mape(sums, truth),
-        "interval_coverage": accuracy.coverage([p.low for p in prices], [p.high for p in prices], truth),
-        "kendall_tau": accuracy.kendall_tau(predicted, truth),  # None for one network, as those below
-        "macs_mape": accuracy.proportional_mape(macs, truth),
-        "macs_kendall_tau": accuracy.kendall_tau(macs, truth),
-    }
+        "environment": oracle.environment,
+        "entries": oracle.entries(),
+        "networks": [
+            {
+                "text": b.text, "measured_ms": truth, "predicted_ms": p.predicted, "low_ms": p.low, "high_ms": p.high,
+                "passes_ms": [first, second], "sum_ms": sum(row.ms for row in oracle.blocks(b)), "macs": expand(b).macs,
+            }
+            for b, truth, first, second, p in zip(blueprints, whole.truth, whole.first, whole.second, prices, strict=True)
+        ],
+        "blocks": [{"network": b.text, **row.to_dict()} for b in blueprints for row in oracle.blocks(b)],
+        "accuracy": proof.figures(oracle, blueprints, whole, sums),
+        "whole_network_ms": 1e3 * whole.seconds,
+    }  # fmt: skip
 
 
-def _query_times(oracle, blueprints: list[Blueprint]) -> dict:
-    """Microseconds of one query: of an encoded blueprint, alone and in a batch, and of a new blueprint of known blocks."""
+def _query_times(oracle, spaces: list, blueprints: list[Blueprint]) -> dict:
+    """Microseconds of one query: of an encoded blueprint, alone and in a batch (the slowest space's), and of one not encoded."""
     import numpy as np
 
     from fastnas.latency.batch import BatchPricer
-    from fastnas.spaces.spnas import SerialRules, SerialSpace
 
-    clock, new, single, batch = time.perf_counter, [], [], []
-    space = SerialSpace(blueprints[0], SerialRules(max_blocks=max(16, 2 * len(blueprints[0].backbone.code))))
-    pricer, random = BatchPricer(oracle, space), np.random.default_rng(0)
-    genes = np.stack([space.encode(space.sample(random)) for _ in range(200)])
-    genes = genes[random.integers(len(genes), size=BATCH)]
-    for row in genes[:QUERIES]:
-        start = clock()
-        pricer.one(row)
-        single.append(clock() - start)
-    for _ in range(20):
-        start = clock()
-        pricer(genes)
-        batch.append((clock() - start) / len(genes))
+    clock, singles, batches, new = time.perf_counter, [], [], []
+    for space in spaces:
+        pricer, random, single, batch = BatchPricer(oracle, space), np.random.default_rng(0), [], []
+        genes = np.stack([space.encode(space.sample(random)) for _ in range(200)])
+        genes = genes[random.integers(len(genes), size=BATCH)]
+        for row in genes[:QUERIES]:
+            start = clock()
+            pricer.one(row)
+            single.append(clock() - start)
+        for _ in range(20):
+            start = clock()
+            pricer(genes)
+            batch.append((clock() - start) / len(genes))
+        singles.append(median(single))
+        batches.append(median(batch))
     for blueprint in blueprints * 5:
         oracle.forget(blueprint)
         start = clock()
         oracle(blueprint)
         new.append(clock() - start)
-    return {"query_us": 1e6 * median(single), "batch_query_us": 1e6 * median(batch), "new_query_us": 1e6 * median(new)}
-
-
-def _samples(space: str, config: str | None, count: int) -> list[Blueprint]:
-    """The ancestor of each space and distinct blueprints sampled from it, the same ones every time."""
-    import numpy as np
-
-    from fastnas.blueprint import parse
-    from fastnas.search.config import SPACES, check_config, load_config
-
-    found: dict[Blueprint, None] = {}
-    for name in SPACES if space == "all" else [space]:
-        checked = check_config(load_config(name, config), config or f"{name}-demo.yaml")
-        made = checked.make_space(parse(checked.ancestor).classes)
-        random, own = np.random.default_rng(0), {made.ancestor: None}
-        for _ in range(20 * count):
-            if len(own) == count:
-                break
-            own[made.sample(random)] = None
-        found |= own
-    return list(found)
+    return {"query_us": 1e6 * max(singles), "batch_query_us": 1e6 * max(batches), "new_query_us": 1e6 * median(new)}
 
 
 class _Progress:
@@ -205,17 +206,28 @@ def _print(result: dict, oracle, blueprints: list[Blueprint]) -> None:
         f"\n{accuracy['n']} networks: mean error {accuracy['mape']:.1f} %, within 5 % {accuracy['within_5']:.0f} %,"
         f" within 10 % {accuracy['within_10']:.0f} %, inside the interval {accuracy['interval_coverage']:.0f} %"
     )
-    click.echo(f"timing a network again differs by {accuracy['repeat_mape']:.1f} %")
-    click.echo(
-        f"calibrated on {accuracy['calibration_networks']} other networks; plain sums of blocks: {accuracy['sum_mape']:.1f} % off"
-        if accuracy["calibration_networks"]
-        else "not calibrated: prices are plain sums of blocks (calibrate with: fastnas bench-latency --space NAME)"
-    )
+    middle, most = accuracy["repeat_median"], accuracy["repeat_p90"]
+    click.echo(f"timing a network again differs by {middle:.1f} % (median), {most:.1f} % (90th percentile)")
+    if accuracy["calibration_networks"]:
+        click.echo(f"calibrated on {accuracy['calibration_networks']} other networks")
+    else:
+        click.echo("not calibrated: prices are plain sums of blocks (calibrate with: fastnas bench-latency --space NAME)")
+    if accuracy["split_coverage"] is not None:
+        click.echo(f"the 90 % interval holds {accuracy['split_coverage']:.0f} % of networks, the mean of 200 random calibrations")
     if accuracy["n"] >= 3:
-        click.echo(
-            f"Kendall tau {_number(accuracy['kendall_tau'])}; from MACs alone: mean error {accuracy['macs_mape']:.1f} %,"
-            f" tau {_number(accuracy['macs_kendall_tau'])}"
-        )
+        click.echo(f"\n{'from':34} {'mean error':>10} {'Kendall tau':>12}")
+        rows = {
+            "the calibrated table": "",
+            "sums of blocks as they are": "sum_",
+            "isolated operators": "operators_",
+            "isolated operators, scaled": "operators_scaled_",
+            "MACs, scaled": "macs_",
+        }
+        for name, key in rows.items():
+            if (error := accuracy[f"{key}mape"]) is not None:
+                tau = accuracy[f"{key.replace('scaled_', '')}kendall_tau"]
+                click.echo(f"{name:34} {error:8.1f} % {_number(tau):>12}")
+    click.echo(f"\nthe table took {result['table_seconds']:.0f} s")
     click.echo(
         f"a query takes {result['query_us']:.1f} us, {result['batch_query_us']:.3f} us in a batch of {BATCH:,}"
         f" ({result['new_query_us']:.0f} us for a blueprint that is not encoded),"

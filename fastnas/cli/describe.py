@@ -9,9 +9,10 @@ from fastnas.cli.main import common_options
 @click.command()
 @click.argument("blueprint")
 @click.option("--engine", metavar="NAME[:PRECISION]", help="Price the blueprint with this engine's latency table.")
+@click.option("--device", metavar="NAME", help="A device that the table knows, e.g. v100 (default: this one, or its only one).")
 @click.option("--table", metavar="FILE", type=click.Path(), help="Latency table to price with (default: the user's).")
 @common_options
-def command(blueprint, engine, table, as_json):
+def command(blueprint, engine, device, table, as_json):
     """Describe BLUEPRINT: a preset name, a one-line form, or a .json or .yaml file."""
     name, described = load(blueprint)
     network = expand(described)
@@ -24,10 +25,10 @@ def command(blueprint, engine, table, as_json):
         "macs": network.macs,
         "blocks": [block.to_dict() for block in network.blocks],
     }
-    if engine or table:
+    if engine or table or device:
         from fastnas.latency import Oracle  # loads the engine: only where a price is wanted
 
-        with Oracle.open(table, engine=engine or "onnxruntime") as oracle:
+        with Oracle.open(table, engine=engine or "onnxruntime", device=device) as oracle:
             result["latency_ms"] = oracle(described).to_dict()
     if not as_json:
         _print(result)
@@ -42,4 +43,6 @@ def _print(result: dict) -> None:
         shape = " ".join("x".join(map(str, shape)) for shape in block["outputs"][0])
         click.echo(f"{block['name']:28} {block['uses']:4} {block['params']:12,} {block['macs'] / 1e6:10.2f}  {shape}")
     if price := result.get("latency_ms"):
-        click.echo(f"\n{price['predicted']:.2f} ms ({price['low']:.2f} to {price['high']:.2f}) with {price['engine']}")
+        shares = [f"{100 * price[kind]:.0f} % {kind}" for kind in ("measured", "interpolated", "modelled") if price[kind] > 0.005]
+        interval = f"{price['low']:.2f} to {price['high']:.2f}"
+        click.echo(f"\n{price['predicted']:.2f} ms ({interval}) with {price['engine']}; {', '.join(shares)}")

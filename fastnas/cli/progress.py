@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn
 
+from fastnas.report import units
 from fastnas.search.driver import Listener
 from fastnas.search.record import FAILED, FINISHED, REJECTED, Record
 
@@ -56,17 +57,16 @@ class SearchDisplay(Listener):
         self.running.pop((record.id, phase), None)
         if phase == "final":
             self.finals += 1
-            final, predicted = record.final, record.predicted_ms
-            self.note(
-                f"full training {record.id}: AP {final.ap:.3f} AP50 {final.ap50:.3f}, {final.latency_ms:.2f} ms measured"
-                f" ({predicted:.2f} predicted), {final.seconds:.0f} s"
-            )
+            final, time = record.final, f"{record.predicted_ms:.2f} ms predicted"
+            if final.latency_ms is not None:
+                time = f"{final.latency_ms:.2f} ms measured ({record.predicted_ms:.2f} predicted)"
+            self.note(f"full training {record.id}: AP {final.ap:.3f} AP50 {final.ap50:.3f}, {time}, {final.seconds:.0f} s")
             self._learn(final.epochs, final.seconds)
             return
         self._count(record)
         price = f"{record.predicted_ms:.2f} ms, {record.params / 1e6:.2f} M, {record.macs / 1e9:.2f} GMACs"
         made = f" <- {record.lineage.parent} ({', '.join(record.lineage.operations)})" if record.lineage.parent is not None else ""
-        head = f"#{record.id} {record.blueprint.backbone.code}{made}: "
+        head = f"#{record.id} {units.code(record.blueprint)}{made}: "
         if record.state == REJECTED:
             self.note(f"{head}rejected, {record.reason}")
         elif record.state == FAILED:

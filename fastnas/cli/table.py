@@ -5,6 +5,8 @@ import click
 from fastnas.cli.main import common_options
 from fastnas.errors import InputError
 
+FORMATS = ("fastnas", "tinynas")
+
 
 @click.group()
 def command():
@@ -79,12 +81,42 @@ def merge(files, into, add_environments, as_json):
 @command.command(name="import")
 @click.argument("file", type=click.Path())
 @click.option("--table", metavar="FILE", type=click.Path(), help="Table to import into (default: the user's).")
+@click.option("--format", "form", type=click.Choice(FORMATS), default="fastnas", show_default=True, help="What FILE is.")
+@click.option("--engine", metavar="NAME:PRECISION", help="Of a foreign format: what FILE was measured with.")
+@click.option("--device", metavar="NAME", help="Of a foreign format: what FILE was measured on, e.g. v100.")
 @common_options
-def import_(file, table, as_json):
-    """Take an exported FILE over into a table; environments that the table lacks stand beside its own."""
+def import_(file, table, form, engine, device, as_json):
+    """Take FILE over into a table; environments that the table lacks stand beside its own.
+
+    FILE is an export of fastnas, or with --format tinynas a published table of single convolutions: it becomes an environment of
+    the engine and the device that you name, and blueprints are priced there as the sums of their layers.
+    """
     from fastnas.latency.table import default_path
 
-    return _merge([file], table or default_path(), True, as_json)
+    path = table or default_path()
+    if form == "fastnas":
+        if engine or device:
+            raise InputError("--engine and --device are for a foreign --format: an export says where it was measured")
+        return _merge([file], path, True, as_json)
+    if not engine or not device:
+        raise InputError(f"--format {form} needs --engine NAME:PRECISION and --device NAME: the file does not say them")
+    return _import_tinynas(path, file, engine, device, as_json)
+
+
+def _import_tinynas(path, file, engine: str, device: str, as_json: bool) -> dict:
+    from fastnas.latency.table import LatencyTable
+    from fastnas.latency.tinynas import import_tinynas, read_tinynas
+
+    measured = read_tinynas(file, engine, device)  # before a table is made
+    target = LatencyTable(path)
+    try:
+        taken = import_tinynas(target, measured)
+    finally:
+        target.close()
+    if not as_json:
+        click.echo(f"{taken} of {len(measured.blocks)} operators of {engine} on {device} taken over into {path}")
+        click.echo(f"price with them: fastnas describe BLUEPRINT --engine {engine} --device {device} --table {path}")
+    return {"table": str(path), "offered": len(measured.blocks), "taken": taken}
 
 
 def _merge(files, into, add_environments: bool, as_json: bool) -> dict:

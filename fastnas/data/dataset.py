@@ -140,6 +140,8 @@ class DetectionData:
         for boxes in self._boxes:  # float32 products may pass the border by one step
             np.clip(boxes, 0, np.array([self.size[1], self.size[0]] * 2, np.float32), out=boxes)
         self._indices = list(range(len(split.records)))
+        self._limit = cache_bytes
+        self._sizes: OrderedDict[tuple[int, int], DetectionData] = OrderedDict({self.size: self})  # of all images; shared
 
     @property
     def problems(self) -> list[Problem]:
@@ -172,6 +174,19 @@ class DetectionData:
         part.__dict__.update(self.__dict__)
         part._indices = [self._indices[k] for k in kept]
         return part
+
+    def at(self, size: tuple[int, int]) -> "DetectionData":
+        """The same images at another size. The sizes used least recently are forgotten when all together pass the cache's limit."""
+        if size not in self._sizes:
+            split, undecodable = self._cache.split, self._cache.undecodable
+            self._sizes[size] = DetectionData(split, size, self._limit, undecodable)
+        self._sizes.move_to_end(size)
+        while len(self._sizes) > 1 and sum(data.cached_bytes for data in self._sizes.values()) > self._limit:
+            self._sizes.popitem(last=False)
+        sized = object.__new__(DetectionData)
+        sized.__dict__.update(self._sizes[size].__dict__)
+        sized._indices, sized._sizes = self._indices, self._sizes
+        return sized
 
     def fill(self) -> None:
         """Decodes what fits the cache. `batches` does it as well; call it to know `problems` and `len` beforehand."""

@@ -7,10 +7,12 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from fastnas.latency.oracle import BlockPrice, Oracle, Price
+    from fastnas.latency.oracle import Oracle
+    from fastnas.latency.price import BlockPrice, Lacking, Price, Unpriceable
     from fastnas.latency.timing import Timing
 
-__all__ = ["BlockPrice", "Oracle", "Price", "Timing"]
+__all__ = ["BlockPrice", "Lacking", "Oracle", "Price", "Timing", "Unpriceable"]
+_MODULES = {"Oracle": "oracle", "Timing": "timing"}  # the others: price
 
 
 def __getattr__(name: str):
@@ -19,4 +21,4 @@ def __getattr__(name: str):
 
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{'timing' if name == 'Timing' else 'oracle'}"), name)
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES.get(name, 'price')}"), name)

@@ -73,6 +73,17 @@ def open_engine(text: str) -> Engine:
 
     Raises InputError: unknown engine, precision or setting. FastnasError: not installed, or no device that it can use.
     """
+    name, precision, settings = split_engine(text)
+    module, cls, install = ENGINES[name]
+    try:
+        make = getattr(importlib.import_module(module), cls)
+        return make(precision, settings)
+    except (ImportError, OSError) as error:
+        raise FastnasError(f"engine {name} cannot run here: {' '.join(str(error).split())} (install it with: {install})") from None
+
+
+def split_engine(text: str) -> tuple[str, str | None, dict[str, str]]:
+    """(name, precision, settings) of an engine as it is written. Raises InputError: unknown engine, or no such form."""
     head, *pairs = text.split(",")
     name, colon, precision = head.partition(":")
     if name not in ENGINES:
@@ -81,12 +92,7 @@ def open_engine(text: str) -> Engine:
         raise InputError(f"unknown engine {name!r}{hint} (known: {', '.join(ENGINES)})")
     if bad := [pair for pair in pairs if "=" not in pair]:
         raise InputError(f"engine {text!r}: expected SETTING=VALUE after a comma, got {bad[0]!r}")
-    module, cls, install = ENGINES[name]
-    try:
-        make = getattr(importlib.import_module(module), cls)
-        return make(precision if colon else None, dict(pair.split("=", 1) for pair in pairs))
-    except (ImportError, OSError) as error:
-        raise FastnasError(f"engine {name} cannot run here: {' '.join(str(error).split())} (install it with: {install})") from None
+    return name, precision if colon else None, dict(pair.split("=", 1) for pair in pairs)
 
 
 def choose(engine: str, what: str, value: str | None, known: Sequence[str] | range) -> str:
@@ -141,4 +147,5 @@ def gpu(name: str, capability: tuple[int, int], memory_bytes: int) -> dict[str, 
 
 def cannot_run(engine: Engine, workload: Workload, reason: object) -> FastnasError:
     """What `prepare` raises: the engine's own words in one line."""
-    return FastnasError(f"engine {engine.name} cannot run {workload}: {' '.join(str(reason).split())}")
+    kind = InputError if isinstance(reason, InputError) else FastnasError
+    return kind(f"engine {engine.name} cannot run {workload}: {' '.join(str(reason).split())}")

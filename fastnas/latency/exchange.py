@@ -106,18 +106,21 @@ def merge(target: LatencyTable, source: list[Measured], add_environments: bool =
 
 def _merge_one(target: LatencyTable, measured: Measured) -> int:
     row = target.environment(measured.description) or target.add_environment(measured.description, measured.baselines)
-    row = target.lower_baselines(row, measured.baselines)
-    factors = {name: row.baselines[name] / measured.baselines[name] for name in REFERENCES}
+    if measured.baselines:
+        row = target.lower_baselines(row, measured.baselines)
+    # Without baselines: imported from elsewhere, and as it is.
+    factors = {name: row.baselines[name] / measured.baselines[name] if row.baselines else 1.0 for name in REFERENCES}
     entries, networks = target.entries(row), target.networks(row)
-    taken = 0
-    for block, timing in measured.blocks.items():
-        if block not in entries or timing.spread < entries[block].spread:
-            target.put(row, block, _scaled(timing, factors[reference_of(block)]))
-            taken += 1
+    better = {
+        block: _scaled(timing, factors[reference_of(block)])
+        for block, timing in measured.blocks.items()
+        if block not in entries or timing.spread < entries[block].spread
+    }
+    target.put_all(row, better)
     for text, (timing, mix) in measured.networks.items():
         if text not in networks:
             target.put_network(row, text, _scaled(timing, mixed_factor(factors, mix)), mix)
-    return taken
+    return len(better)
 
 
 def _scaled(timing: Timing, factor: float) -> Timing:
@@ -131,7 +134,8 @@ def _measured(lines: Iterator[dict]) -> Iterator[Measured]:
             if current:
                 yield current
             baselines = {str(name): _positive(value) for name, value in line["baselines"].items()}
-            if set(baselines) != set(REFERENCES) or not isinstance(line["environment"], dict):
+            imported = "imported" in line["environment"]
+            if set(baselines) != (set() if imported else set(REFERENCES)) or not isinstance(line["environment"], dict):
                 raise ValueError(f"baselines {sorted(baselines)}")
             current = Measured(line["environment"], baselines)
         elif current is None:

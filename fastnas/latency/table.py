@@ -18,44 +18,12 @@ from pathlib import Path
 
 from fastnas.errors import FastnasError, InputError
 from fastnas.files import cache_folder, fsync_dir, fsync_file
+from fastnas.latency.schema import ADDED, APPLICATION, ENTRIES, VERSION
 from fastnas.latency.timing import REFERENCES, Timing, lowered, reference_of
 
-APPLICATION = 0x466E4C74  # "FnLt", in bytes 68 to 71 of the file
-VERSION = 2  # of the schema, in bytes 60 to 63
 _MAGIC = b"SQLite format 3\0"
 _DAMAGE = sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB  # the first: a table or column is missing
 _WAIT_S = 20  # for another process that is writing
-_ENTRIES = """
-CREATE TABLE environments (
-    id INTEGER PRIMARY KEY,
-    hash TEXT NOT NULL UNIQUE,          -- SHA-256 of description
-    description TEXT NOT NULL,          -- canonical JSON: engine, version, device, precision, batch, threads, settings, protocol
-    baselines TEXT NOT NULL             -- JSON: milliseconds of each reference of fastnas.latency.timing on this device
-);
-CREATE TABLE entries (
-    environment INTEGER NOT NULL REFERENCES environments(id),
-    block TEXT NOT NULL,                -- Spec.key(input shapes): canonical JSON
-    median_ms REAL NOT NULL CHECK (median_ms > 0),
-    min_ms REAL NOT NULL,
-    spread REAL NOT NULL,
-    count INTEGER NOT NULL,
-    measured_at TEXT NOT NULL,          -- UTC, ISO 8601
-    PRIMARY KEY (environment, block)
-) WITHOUT ROWID;
-"""
-_NETWORKS = """
-CREATE TABLE networks (                 -- measured whole, for the calibration; since schema 2
-    environment INTEGER NOT NULL REFERENCES environments(id),
-    text TEXT NOT NULL,                 -- one-line form of the blueprint
-    median_ms REAL NOT NULL CHECK (median_ms > 0),
-    min_ms REAL NOT NULL,
-    spread REAL NOT NULL,
-    count INTEGER NOT NULL,
-    measured_at TEXT NOT NULL,
-    mix TEXT NOT NULL,                  -- JSON: milliseconds in it that drift with each reference
-    PRIMARY KEY (environment, text)
-) WITHOUT ROWID;
-"""
 
 
 def default_path() -> Path:
@@ -95,16 +63,17 @@ class LatencyTable:
         if version > VERSION:
             self.close()
             raise _newer(self.path, version)
-        self._knows_networks = version >= 2
+        self._version = version
         if version < VERSION and writable:
             self._upgrade()
 
     def _upgrade(self) -> None:
-        """Schema 1 had no whole networks. Another process may do the same at the same moment."""
+        """Adds the tables of later schemas. Another process may do the same at the same moment."""
         with self.transaction():
-            self._query(_NETWORKS.replace("CREATE TABLE", "CREATE TABLE IF NOT EXISTS"))
+            for version in range(self._version + 1, VERSION + 1):
+                self._query(ADDED[version].replace("CREATE TABLE", "CREATE TABLE IF NOT EXISTS"))
             self._query(f"PRAGMA user_version={VERSION}")
-        self._knows_networks = True
+        self._version = VERSION
 
     def close(self) -> None:
         self._db.close()
@@ -180,6 +149,15 @@ class LatencyTable:
         values = timing.median_ms, timing.min_ms, timing.spread, timing.count, _now()
         return bool(self._query(f"{insert} RETURNING block", block, *values, environment.id, environment.stored))
 
+    def put_all(self, environment: Environment, entries: Mapping[str, Timing]) -> None:
+        """Stores many entries by block key, all or none of them, in the order of the keys: the table is built without gaps."""
+        rows = ((environment.id, key, t.median_ms, t.min_ms, t.spread, t.count, _now()) for key, t in sorted(entries.items()))
+        with self.transaction():
+            try:
+                self._db.executemany("INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+            except sqlite3.Error as error:
+                raise FastnasError(f"the latency table {self.path} failed: {error}") from None
+
     def get(self, environment: Environment, block: str) -> Timing | None:
         query = "SELECT median_ms, min_ms, spread, count FROM entries WHERE environment = ? AND block = ?"
         rows = self._query(query, environment.id, block)
@@ -190,6 +168,30 @@ class LatencyTable:
         rows = self._query("SELECT block, median_ms, min_ms, spread, count FROM entries WHERE environment = ?", environment.id)
         return {block: self._entry(*values) for block, *values in rows}
 
+    def matching(self, environment: Environment, pattern: str) -> dict[str, float]:
+        """Median milliseconds by block key, of the keys that match an SQLite GLOB pattern."""
+        query = "SELECT block, median_ms FROM entries WHERE environment = ? AND block GLOB ?"
+        return dict(self._query(query, environment.id, pattern))
+
+    def count(self, environment: Environment) -> int:
+        """How many entries an environment has."""
+        return self._query("SELECT count(*) FROM entries WHERE environment = ?", environment.id)[0][0]
+
+    def put_failure(self, environment: Environment, block: str, message: str) -> None:
+        """Records that the engine cannot run a block, in its own words."""
+        insert = "INSERT OR REPLACE INTO failures VALUES (?, ?, ?, ?)"
+        self._query(insert, environment.id, block, message, _now())
+
+    def drop_failure(self, environment: Environment, block: str) -> None:
+        """Forgets a failure: the block is about to be tried again, or was measured."""
+        self._query("DELETE FROM failures WHERE environment = ? AND block = ?", environment.id, block)
+
+    def failures(self, environment: Environment) -> dict[str, str]:
+        """Messages by block key."""
+        if self._version < 3:
+            return {}
+        return dict(self._query("SELECT block, message FROM failures WHERE environment = ?", environment.id))
+
     def put_network(self, environment: Environment, text: str, timing: Timing, mix: Mapping[str, float]) -> bool:
         """Stores a network that was measured whole, as `put` stores a block. mix: milliseconds that drift with each reference."""
         insert = "INSERT OR REPLACE INTO networks SELECT id, ?, ?, ?, ?, ?, ?, ? FROM environments WHERE id = ? AND baselines = ?"
@@ -198,7 +200,7 @@ class LatencyTable:
 
     def networks(self, environment: Environment) -> dict[str, tuple[Timing, dict[str, float]]]:
         """Networks measured whole, by text: their timing, and the milliseconds in them that drift with each reference."""
-        if not self._knows_networks:
+        if self._version < 2:
             return {}
         query = "SELECT text, median_ms, min_ms, spread, count, mix FROM networks WHERE environment = ? ORDER BY text"
         return {
@@ -277,7 +279,7 @@ def _create(path: Path) -> None:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
         os.close(handle)
         db = sqlite3.connect(temporary)
-        db.executescript(f"PRAGMA application_id={APPLICATION}; PRAGMA user_version={VERSION}; {_ENTRIES}{_NETWORKS}")
+        db.executescript(f"PRAGMA application_id={APPLICATION}; PRAGMA user_version={VERSION}; {ENTRIES}{''.join(ADDED.values())}")
         db.execute("PRAGMA journal_mode=WAL")
         db.close()
         fsync_file(Path(temporary))

@@ -9,21 +9,28 @@ import torch
 from torch import nn
 
 from fastnas.blueprint import blocks as spec
-from fastnas.models.parts import bifpn, effdet, efficientnet, fpn, rcnn, rpn, serial
+from fastnas.blueprint import operators as layer
+from fastnas.models.parts import bifpn, effdet, efficientnet, fpn, operators, parallel, rcnn, rpn, serial
 
 MODULES: dict[type[spec.Spec], type[nn.Module]] = {
     spec.Stem: serial.Stem,
     spec.Residual: serial.Residual,
+    spec.Connector: parallel.Connector,
     spec.SiluStem: efficientnet.SiluStem,
     spec.MobileBlock: efficientnet.MobileBlock,
     spec.FpnLevel: fpn.FpnLevel,
     spec.MaxPoolLevel: fpn.MaxPoolLevel,
+    spec.ConvLevel: fpn.ConvLevel,
     spec.CoarserLevel: bifpn.CoarserLevel,
     spec.FusionNode: bifpn.FusionNode,
     spec.RpnHead: rpn.RpnHead,
     spec.RoiPool: rcnn.RoiPool,
     spec.BoxHead: rcnn.BoxHead,
+    spec.Refine: rcnn.Refine,
     spec.HeadTower: effdet.HeadTower,
+    layer.Conv: operators.Conv,
+    layer.Linear: operators.Linear,
+    layer.Pass: operators.Pass,
 }
 
 

@@ -3,26 +3,23 @@
 SP-NAS (section 3): children "fully inherit the weights before the morphism". Rules:
 a tensor is copied where the lineage names an origin block and the shapes agree; a new residual block starts as an identity
 (weight of its last norm = 0), so a network that was only expanded computes exactly what its parent did; a residual block whose
-branch could not be copied whole also starts silent; a new projection keeps norm weight 1; a new pyramid level starts with a
-lateral of zero, so the finer levels see what they saw before.
-
-An ancestor, or a single training, may start from the weights of any detector or backbone, block by block of the same name: its
-backbone must be the same one, whole; the other blocks get what fits and keep fresh weights where nothing does.
+branch could not be copied whole also starts silent, and both hold for mobile blocks that add their input; a new projection keeps
+norm weight 1; a new pyramid level starts with a lateral of zero, so the finer levels see what they saw before; a new connector
+feeds back nothing, so a stage with new copies computes what it did without.
 """
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from fastnas.blueprint import Blueprint, Lineage
-from fastnas.errors import FastnasError, InputError
-from fastnas.models.assemble import build
+from fastnas.blueprint import Lineage
+from fastnas.errors import FastnasError
 from fastnas.models.detector import Detector
+from fastnas.models.parts.efficientnet import MobileBlock
 from fastnas.models.parts.fpn import FpnLevel
+from fastnas.models.parts.parallel import Connector
 from fastnas.models.parts.serial import Residual
-from fastnas.models.weights import load_weights
 
 
 @dataclass
@@ -63,40 +60,15 @@ def inherit(child: Detector, parent: dict[str, Tensor], lineage: Lineage) -> Inh
     return report
 
 
-def start_from(detector: Detector, path: Path | str) -> Inherited:
-    """Copies the weights of a file into `detector` by names of blocks. Raises InputError as `check_start`."""
-    state = _fitting_state(detector, path)
-    owners = {name: name for name in detector.blocks if any(key.startswith(f"{name}.") for key in state)}
-    return inherit(detector, state, Lineage(blocks=owners))
-
-
-def check_start(blueprint: Blueprint, path: Path | str) -> None:
-    """Raises InputError where the file is no weights file, or does not hold the whole backbone of the blueprint."""
-    with torch.device("meta"):
-        _fitting_state(build(blueprint), path)
-
-
-def _fitting_state(detector: Detector, path: Path | str) -> dict[str, Tensor]:
-    own, _, state = load_weights(path)
-    for name, module in detector.blocks.items():
-        if not name.startswith("backbone."):
-            continue
-        wanted = {f"{name}.{key}": tensor.shape for key, tensor in module.state_dict().items()}
-        found = {key: state[key].shape for key in state if key.startswith(f"{name}.")}
-        if wanted != found:
-            key = next(key for key in (*wanted, *found) if wanted.get(key) != found.get(key))
-            why = f"has {list(found[key])}" if key in found else "is missing"
-            raise InputError(
-                f"{path} does not hold the backbone of {detector.network.blueprint.text}: {key} {why} (it is of {own.text})"
-            )
-    return state
-
-
 def _quieten(module: nn.Module, new: bool, incomplete: bool) -> None:
     """Lets a block that could not be inherited whole start without disturbing the rest. new: a new level of a known pyramid."""
-    if isinstance(module, Residual) and incomplete:
+    if incomplete and (isinstance(module, Residual) or isinstance(module, MobileBlock) and module.adds):
         nn.init.zeros_(module.last_norm.weight)
         nn.init.zeros_(module.last_norm.bias)
+    if isinstance(module, Connector) and incomplete:
+        nn.init.zeros_(module.feedback.norm.weight)
+        nn.init.zeros_(module.feedback.norm.bias)
     if isinstance(module, FpnLevel) and new:
-        nn.init.zeros_(module.lateral.weight)
-        nn.init.zeros_(module.lateral.bias)
+        last = getattr(module.lateral, "norm", module.lateral)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastnas.blueprint import blocks as spec
-from fastnas.ops import GroupNormAct
+from fastnas.ops import GroupNormAct, WSConv2d
 
 
 class Conv2d(nn.Conv2d):
@@ -23,8 +23,20 @@ class BatchNorm2d(nn.BatchNorm2d):
             super().reset_parameters()
 
 
-def conv(cin: int, cout: int, kernel: int, stride: int = 1, groups: int = 1, bias: bool = False) -> Conv2d:
-    return Conv2d(cin, cout, kernel, stride, padding=kernel // 2, groups=groups, bias=bias)
+class StandardizedConv2d(WSConv2d):
+    """A convolution with standardised weights as the authors of SM-NAS have them, initialised by the block that owns it."""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options, convention="paper")
+
+    def reset_parameters(self) -> None:
+        pass
+
+
+def conv(cin: int, cout: int, kernel: int, stride: int = 1, groups: int = 1, bias: bool = False, norm: str = "none") -> nn.Conv2d:
+    """norm: what stands behind it; gnws standardises the weights."""
+    form = StandardizedConv2d if norm == "gnws" else Conv2d
+    return form(cin, cout, kernel, stride, padding=kernel // 2, groups=groups, bias=bias)
 
 
 class AddAct(nn.Module):
@@ -51,11 +63,26 @@ class BatchNormAct(BatchNorm2d):
         return self.rest(super().forward(input), residual)
 
 
-def make_norm(kind: str, channels: int, activation: str = "none") -> nn.Module:
-    """forward(x, residual=None) -> activation(norm(x) + residual); "none" or "relu". Keys of the state dict are torch's."""
+def make_norm(kind: str, channels: int, activation: str = "none", most: int = 32) -> nn.Module:
+    """forward(x, residual=None) -> activation(norm(x) + residual); "none" or "relu". Keys of the state dict are torch's.
+
+    kind, most: bn, or as for `fastnas.blueprint.blocks.norm_groups`.
+    """
     if kind == "bn":
         return BatchNormAct(channels, activation)
-    return GroupNormAct(spec.gn_groups(channels), channels, activation=activation)
+    return GroupNormAct(spec.norm_groups(kind, channels, most), channels, activation=activation)
+
+
+class ConvNorm(nn.Module):
+    """A convolution without bias and the norm behind it; `most`: as for `make_norm`."""
+
+    def __init__(self, cin: int, cout: int, kernel: int, stride: int, norm: str, most: int = 32):
+        super().__init__()
+        self.conv = conv(cin, cout, kernel, stride, norm=norm)
+        self.norm = make_norm(norm, cout, most=most)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x))
 
 
 def tf_batch_norm(channels: int) -> BatchNorm2d:

@@ -8,12 +8,10 @@ from torch import Tensor
 from fastnas.blueprint import Network
 from fastnas.blueprint import blocks as spec
 from fastnas.models.anchors import cell_anchors
-from fastnas.models.boxes import clip, decode
+from fastnas.models.boxes import clip, decode, suppress
 from fastnas.models.detector import Detector
-from fastnas.ops import batched_nms
 
-SMALLEST = 1e-2  # pixels; narrower boxes are dropped
-CODE = (1.0, 1.0, 1.0, 1.0)
+CODE = (1.0, 1.0)
 XY = (1, 0, 3, 2)  # box codes are (ty, tx, th, tw): what swaps x and y, either way
 
 
@@ -74,14 +72,7 @@ def select_anchors(s: spec.AnchorDetections, logits: Tensor, codes: Tensor, anch
     score, pair = score[image, place].sigmoid(), pair[image, place]
     row, label = anchor[image, pair // classes], pair % classes
     boxes = clip(decode(codes[image, row], anchors[row], CODE), s.input)
-    large = ((boxes[:, 2:] - boxes[:, :2]).amin(1) >= SMALLEST).nonzero()[:, 0]
-    boxes, score, label, image = boxes[large], score[large], label[large], image[large]
-    kept = batched_nms(boxes, score, image * classes + label, s.nms)
-    owner, found = image[kept], []
-    for index in range(images):
-        own = kept[owner == index][: s.detections]
-        found.append({"boxes": boxes[own], "scores": score[own], "labels": label[own] + 1})
-    return found
+    return suppress(s, boxes, score, label, image, images)
 
 
 def _logit(probability: float) -> float:

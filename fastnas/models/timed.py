@@ -1,7 +1,8 @@
 """Blocks and whole networks as modules to be timed: as `fastnas.models.onnx` writes them, in torch.
 
 They differ from the detector that is trained as any deployed network does: batch norm is folded into the convolution before it,
-anchors lie ready on the device, one image at a time. The blocks whose time depends on the data read the synthetic scene.
+weights are standardised beforehand, anchors lie ready on the device, one image at a time. The blocks whose time depends on the
+data read the synthetic scene.
 """
 
 from collections.abc import Iterable, Sequence
@@ -19,6 +20,7 @@ from fastnas.models.anchors import level_anchors
 from fastnas.models.blocks import build_block
 from fastnas.models.layers import BatchNormAct, Conv2d, SameConv2d
 from fastnas.models.onnx.build import block_inputs, replaced_inputs
+from fastnas.ops import WSConv2d
 
 FOLDS = {nn.Conv2d, Conv2d, SameConv2d}  # exactly these: a convolution that computes its weights in forward cannot take a norm in
 LAST_SCALE = 0.25  # of norms that start at zero: what a branch computes shall not vanish, nor grow with depth
@@ -53,14 +55,15 @@ class RoiPool(nn.Module):
 
 
 class Detections(nn.Module):
-    """Boxes (R, 4), logits and deltas -> boxes (D, 4), scores (D,), labels (D,)."""
+    """Boxes (R, 4), logits of every stage and deltas -> boxes (D, 4), scores (D,), labels (D,)."""
 
     def __init__(self, spec: b.Detections, shapes: b.Shapes):
         super().__init__()
         self.spec = spec
 
-    def forward(self, boxes: Tensor, logits: Tensor, deltas: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        found = box.select_detections(self.spec, [boxes], logits, deltas)[0]
+    def forward(self, boxes: Tensor, *predicted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        *logits, deltas = predicted
+        found = box.select_detections(self.spec, nn.functional.pad(boxes, (1, 0)), logits, deltas, 1)[0]
         return found["boxes"], found["scores"], found["labels"]
 
 
@@ -180,7 +183,7 @@ def timed_network(network: Network) -> Timed:
 
 def _coordinates(spec: b.Spec, inputs: int) -> tuple[int, ...]:
     """Which of a block's inputs are boxes."""
-    return (inputs - 1,) if isinstance(spec, b.RoiPool) else (0,) if isinstance(spec, b.Detections) else ()
+    return (inputs - 1,) if isinstance(spec, b.RoiPool) else (0,) if isinstance(spec, b.Detections | b.Refine) else ()
 
 
 def _module(spec: b.Spec, shapes: b.Shapes) -> nn.Module:
@@ -193,12 +196,21 @@ def _module(spec: b.Spec, shapes: b.Shapes) -> nn.Module:
             scale = getattr(child, "weight", None) if isinstance(child, nn.BatchNorm2d | nn.GroupNorm) else None
             if scale is not None and not scale.any():
                 scale.fill_(LAST_SCALE)
-        return fold_batch_norms(module)
+        return fold_batch_norms(fix_standardized(module))
 
 
 def _of_use(spec: b.Spec, module: nn.Module, index: int) -> nn.Module:
     """The module at one use of its block; some hold norms for each of them."""
     return fold_batch_norms(module.at(index)) if spec.per_use else module
+
+
+def fix_standardized(module: nn.Module) -> nn.Module:
+    """Gives every convolution that standardises its weights in forward the result as its weights, in place."""
+    for parent in module.modules():
+        for name, child in list(parent.named_children()):
+            if isinstance(child, WSConv2d):
+                setattr(parent, name, child.fold())
+    return module
 
 
 def fold_batch_norms(module: nn.Module) -> nn.Module:

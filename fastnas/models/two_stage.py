@@ -1,25 +1,28 @@
-"""Two-stage detectors (Faster R-CNN, Ren et al. 2015): proposals from dense maps, then a head on the regions."""
+"""Two-stage detectors (Faster R-CNN, Ren et al. 2015): proposals from dense maps, then a head on the regions, in stages."""
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from fastnas.blueprint import Network
 from fastnas.blueprint import blocks as spec
-from fastnas.blueprint.wiring import BOXES
+from fastnas.blueprint.wiring import Block, Use
 from fastnas.models import boxes as box
 from fastnas.models.detector import Detector
 
 
 class TwoStageDetector(Detector):
-    """Training calls `dense`, `rpn_outputs` and `regions` one after the other."""
+    """Training calls `dense`, `rpn_outputs`, and `stage` for each of the `stages`."""
 
     dense_until = spec.Proposals
 
     def __init__(self, network: Network):
         super().__init__(network)
         self._selection, *later = self._later_steps
-        self._region_steps = [step for step in later if not isinstance(step[0].spec, spec.Detections)]
+        *region_steps, (_, self._found) = later
         self._suppression = network.spec(spec.Detections)
+        self.stages = _stages(region_steps)
 
     @property
     def proposals(self) -> spec.Proposals:
@@ -31,20 +34,48 @@ class TwoStageDetector(Detector):
         scores, deltas = maps[: len(maps) // 2], maps[len(maps) // 2 :]
         return *box.flatten_maps(scores, deltas), self.anchors(scores)
 
-    def regions(self, values: dict[str, Tensor], proposals: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Class logits (K, classes + 1) and box deltas (K, 4 (classes + 1)) of the boxes of all images, in order."""
-        rows = [nn.functional.pad(boxes, (1, 0), value=float(index)) for index, boxes in enumerate(proposals)]
-        values = {**values, BOXES: torch.cat(rows)}
-        self._run(self._region_steps, values)
-        logits, deltas = self._region_steps[-1][1].outputs
-        return values[logits], values[deltas]
+    def stage(self, values: dict[str, Tensor], stage: "RegionStage", boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Class logits (K, classes + 1), box deltas (K, 4 (classes + 1)) or (K, 4), and the regions (K, 5) of the next stage, which
+        are the given ones after the last. boxes (K, 5): image index and box. values: as returned by `dense`; what the stage
+        computes is added to it."""
+        values[stage.boxes] = boxes
+        self._run(stage.steps, values)
+        return values[stage.logits], values[stage.deltas], values[stage.refined]
 
     def forward(self, images: Tensor) -> list[dict[str, Tensor]]:
         values = self.dense(images)
         scores, deltas, anchors = self.rpn_outputs(values)
-        proposals = box.select_proposals(self.proposals, scores, deltas, anchors)
-        logits, deltas = self.regions(values, proposals)
-        return box.select_detections(self._suppression, proposals, logits, deltas)
+        boxes = rows(box.select_proposals(self.proposals, scores, deltas, anchors))
+        for stage in self.stages:
+            _, _, boxes = self.stage(values, stage, boxes)
+        regions, *logits, deltas = (values[name] for name in self._found.inputs)
+        return box.select_detections(self._suppression, regions, logits, deltas, len(images))
 
     def _make_anchors(self, maps: list[tuple[int, int]]) -> list[Tensor]:
         return box.make_anchors(self.proposals, maps)
+
+
+@dataclass(frozen=True)
+class RegionStage:
+    """Steps of one stage and the names of the values that it reads and writes."""
+
+    steps: tuple[tuple[Block, Use], ...]
+    boxes: str
+    logits: str
+    deltas: str
+    refined: str  # the next stage's boxes; of the last stage its own
+
+
+def _stages(steps: list[tuple[Block, Use]]) -> list[RegionStage]:
+    starts = [index for index, (block, _) in enumerate(steps) if isinstance(block.spec, spec.RoiPool)]
+    stages = []
+    for start, end in zip(starts, [*starts[1:], len(steps)], strict=True):
+        (_, pool), (_, head), *rest = own = steps[start:end]
+        boxes = pool.inputs[-1]
+        stages.append(RegionStage(tuple(own), boxes, *head.outputs, rest[0][1].outputs[0] if rest else boxes))
+    return stages
+
+
+def rows(boxes: list[Tensor]) -> Tensor:
+    """Boxes (n, 4) of every image -> (K, 5) with the image index first."""
+    return torch.cat([nn.functional.pad(own, (1, 0), value=float(index)) for index, own in enumerate(boxes)])

@@ -183,7 +183,8 @@ def fold_standardized(model: nn.Module) -> nn.Module:
 
 def _convolution_type(input: Tensor) -> torch.dtype:
     kind = input.device.type
-    if torch.is_autocast_enabled(kind) and input.is_floating_point() and input.dtype != torch.float64:
+    autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)  # maps on the meta device have none
+    if autocast and input.is_floating_point() and input.dtype != torch.float64:
         return torch.get_autocast_dtype(kind)
     return input.dtype
 

@@ -14,6 +14,7 @@ class Front:
     """The front of a study, fastest first.
 
     full: the members were trained in full and measured whole; else AP is the search's and the milliseconds are predicted.
+    measured: false where the device is not here, so that milliseconds are predicted after full training too.
     dominated: trained in full, but another member is better in both; untrained: on the search's front without a full training.
     """
 
@@ -21,6 +22,10 @@ class Front:
     full: bool
     dominated: list[Record]
     untrained: list[Record]
+
+    @property
+    def measured(self) -> bool:
+        return self.full and all(record.final.latency_ms is not None for record in self.members)
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,7 @@ class Score:
 
 def score(record: Record, full: bool) -> Score:
     if full and record.final:
-        return Score(record.final.ap, record.final.ap50, record.final.latency_ms)
+        return Score(record.final.ap, record.final.ap50, record.latency_ms)
     return Score(record.ap, record.ap50, record.predicted_ms)
 
 
@@ -44,13 +49,13 @@ def is_scored(record: Record) -> bool:
 
 
 def has_final(record: Record) -> bool:
-    return record.final is not None and units.known(record.final.ap) and units.known(record.final.latency_ms)
+    return record.final is not None and units.known(record.final.ap) and units.known(record.latency_ms)
 
 
 def find_front(records: Sequence[Record]) -> Front:
     """The front of the full trainings where there are any, else the search's."""
     searched = search_front(records)
-    finals = sorted(filter(has_final, records), key=lambda r: (r.final.latency_ms, r.id))
+    finals = sorted(filter(has_final, records), key=lambda r: (r.latency_ms, r.id))
     if not finals:
         return Front(searched, False, [], [])
     members = final_front(finals)

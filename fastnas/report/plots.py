@@ -25,7 +25,7 @@ def pareto(facts: Facts) -> Figure | None:
     special = on_front | ({ancestor.id} if ancestor else set())
     others = [record for record in scored if record.id not in special]
     finals = facts.finals
-    right = max([record.predicted_ms for record in scored] + [record.final.latency_ms for record in finals])
+    right = max([record.predicted_ms for record in scored] + [record.latency_ms for record in finals])
     data = [_candidates(others, "other candidates", {"color": "var(--dot)", "size": 8, "opacity": 0.75})] if others else []
     data = [_intervals(scored), *data, _step(facts.searched, right), *_connections(finals)]
     members = [record for record in facts.searched if record is not ancestor]
@@ -38,7 +38,7 @@ def pareto(facts: Facts) -> Figure | None:
         data.append(_finals(finals))
     layout = _layout("latency in ms", "AP", 470)
     layout["yaxis"]["tickformat"] = ".2f"
-    left = min([record.predicted_ms for record in scored] + [record.final.latency_ms for record in finals])
+    left = min([record.predicted_ms for record in scored] + [record.latency_ms for record in finals])
     if (limit := facts.max_latency) is not None and limit <= 2 * right:  # a limit far away would squeeze the dots together
         margin = 0.06 * (max(right, limit) - left)
         layout["xaxis"]["range"] = [left - margin, max(right, limit) + margin]
@@ -181,7 +181,7 @@ def _connections(finals: list[Record]) -> list[dict]:
     pairs = [record for record in finals if is_scored(record)]
     if not pairs:
         return []
-    xs = [x for record in pairs for x in (record.predicted_ms, record.final.latency_ms, None)]
+    xs = [x for record in pairs for x in (record.predicted_ms, record.latency_ms, None)]
     ys = [y for record in pairs for y in (record.ap, record.final.ap, None)]
     line = {"color": "var(--final)", "width": 1.2, "dash": "dot"}
     return [{"type": "scatter", "mode": "lines", "x": xs, "y": ys, "line": line, "hoverinfo": "skip", "showlegend": False}]
@@ -191,8 +191,8 @@ def _finals(finals: list[Record]) -> dict:
     return {
         "type": "scatter",
         "mode": "markers+text",
-        "name": "after full training, measured",
-        "x": [record.final.latency_ms for record in finals],
+        "name": "after full training" + ", measured" * all(record.final.latency_ms is not None for record in finals),
+        "x": [record.latency_ms for record in finals],
         "y": [record.final.ap for record in finals],
         "marker": {"color": "var(--final)", "size": 12, "symbol": "diamond", "line": {"width": 1, "color": "var(--surface)"}},
         "text": [str(record.id) for record in finals],
@@ -212,7 +212,8 @@ def _hover(record: Record) -> str:
     ]
     if final := record.final:
         accuracy = f"AP {units.ap(final.ap)}, AP50 {units.ap(final.ap50)}"
-        lines.append(f"full training: {accuracy}, measured {units.ms(final.latency_ms)} ms")
+        time = "" if final.latency_ms is None else f", measured {units.ms(final.latency_ms)} ms"
+        lines.append(f"full training: {accuracy}{time}")
     lines.append(f"{units.params(record.params)} parameters, {units.macs(record.macs)}MACs")
     if record.lineage.parent is not None:
         operations = escape("; ".join(record.lineage.operations)) or "no operation noted"

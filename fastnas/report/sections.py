@@ -26,7 +26,8 @@ def pareto(facts: Facts, plotted: bool) -> Section:
         return Section("pareto", "Accuracy and latency", _hint("Nothing to plot: no candidate has an AP yet."))
     text = "Each dot is a candidate of the search: predicted latency (the bar is the interval) and AP of its short training."
     if facts.finals:
-        text += " Diamonds: after full training, measured on the whole network; a dotted line leads there from the search."
+        how = "measured on the whole network" if facts.front.measured else "at the predicted latency, for the device is not here"
+        text += f" Diamonds: after full training, {how}; a dotted line leads there from the search."
     return Section("pareto", "Accuracy and latency", join(_hint(text), _plot("pareto")))
 
 

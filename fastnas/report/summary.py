@@ -27,7 +27,7 @@ def tiles(facts: Facts) -> Html:
         found = score(best, facts.front.full)
         trained = "full training" if facts.front.full else "search"
         shown.append((units.ap(found.ap), f"best AP (candidate {best.id}, {trained})"))
-        shown.append((f"{units.ms(found.ms)} ms", f"its latency, {'measured' if facts.front.full else 'predicted'}"))
+        shown.append((f"{units.ms(found.ms)} ms", f"its latency, {'measured' if facts.front.measured else 'predicted'}"))
         shown.append((f"{len(members)}", "on the front"))
     shown.append((units.duration(search + full), "of training and evaluation"))
     return tag("div", [tag("div", tag("b", value), tag("span", what), class_="tile") for value, what in shown], class_="tiles")
@@ -72,7 +72,8 @@ def _outcome(facts: Facts) -> list[str]:
         return ["There is no front yet."]
     best = front.members[-1]
     found = score(best, front.full)
-    kind = "after full training, measured on the whole network" if front.full else "by the short training and the predicted latency"
+    training = "after full training" if front.full else "by the short training"
+    kind = f"{training}, {'measured on the whole network' if front.measured else 'at the predicted latency'}"
     sentences = [f"The best AP is {units.ap(found.ap)} at {units.ms(found.ms)} ms (candidate {best.id}, {kind})."]
     if not ancestor or not is_scored(ancestor):
         return [*sentences, "The ancestor has no AP, so nothing is said about what the search gained."]

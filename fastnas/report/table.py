@@ -47,7 +47,8 @@ def front_notes(front: Front) -> list[str]:
     """What the numbers of the table are, and what it leaves out."""
     if not front.full:
         return ["AP of the short training during the search, ms predicted by the latency table"]
-    notes = ["AP after full training, ms measured on whole networks"]
+    ms = "measured on whole networks" if front.measured else "predicted: the device is not here to measure on"
+    notes = [f"AP after full training, ms {ms}"]
     if front.dominated:
         notes.append(f"also trained in full, but dominated: {_ids(front.dominated)}")
     if front.untrained:

@@ -2,51 +2,23 @@
 
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, Generic, TypeVar
 
-import pydantic
-from pydantic import ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError
 
 import fastnas
 from fastnas.blueprint import parse
-from fastnas.blueprint.code import MAX_BLOCKS, MAX_STAGES
 from fastnas.blueprint.document import read_text, yaml_value
 from fastnas.blueprint.show import one_line, show
 from fastnas.errors import InputError
-from fastnas.spaces import SerialRules, SerialSpace
+from fastnas.spaces import LEVELS, Space
 from fastnas.train.config import Section, TrainConfig
 
-SPACES = ("spnas",)
+SPACES = tuple(LEVELS)
 MAX_SEED = 2**31 - 1
 MAX_ERRORS = 10  # in one message
-Probability = Annotated[float, Field(ge=0, le=1)]
-Blocks = Annotated[int, Field(ge=1, le=MAX_BLOCKS)]
+Rules = TypeVar("Rules")
 S = TypeVar("S", bound=Section)
-Stages = Annotated[int, Field(ge=1, le=MAX_STAGES)]
-
-
-@pydantic.dataclasses.dataclass(config=ConfigDict(extra="forbid", allow_inf_nan=False), frozen=True)
-class Rules(SerialRules):
-    """The rules of the serial space, each within what a search can work with."""
-
-    p_expand: Probability = SerialRules.p_expand
-    p_swap: Probability = SerialRules.p_swap
-    p_add_stage: Probability = SerialRules.p_add_stage
-    operations: Annotated[int, Field(ge=1, le=20)] = SerialRules.operations
-    swap: Annotated[tuple[Literal["boundary", "doubling"], ...], Field(min_length=1, max_length=10)] = SerialRules.swap
-    max_step: Annotated[int, Field(ge=1, le=100)] = SerialRules.max_step
-    min_blocks: Blocks = SerialRules.min_blocks
-    max_blocks: Blocks = SerialRules.max_blocks
-    min_stages: Stages = SerialRules.min_stages
-    max_stages: Stages = SerialRules.max_stages
-
-    @model_validator(mode="after")
-    def _check_together(self) -> "Rules":
-        if self.min_blocks > self.max_blocks or self.min_stages > self.max_stages:
-            raise ValueError("min_blocks and min_stages must not be over max_blocks and max_stages")
-        if not 0 < self.p_expand + self.p_swap + self.p_add_stage <= 1 + 1e-9:
-            raise ValueError("p_expand, p_swap and p_add_stage must add up to more than 0 and to 1 at most")
-        return self
 
 
 class Limits(Section):
@@ -83,13 +55,16 @@ class Epochs(Section):
     final: float = Field(12, ge=0, le=10_000)
 
 
-class SearchConfig(Section):
-    space: Literal["spnas"]
+class SearchConfig(Section, Generic[Rules]):
+    """Of one level of a method; its rules are those of the level."""
+
+    space: str
+    level: str
     seed: int = Field(0, ge=0, le=MAX_SEED)
     candidates: int = Field(8, ge=1, le=1_000_000)  # trained ones, the ancestor among them
     ancestor: str  # a blueprint in one line; its `classes` are replaced by those of the data
     init: str | None = None  # weights file whose backbone is the ancestor's, which starts from it; none: fresh weights
-    rules: Rules = Rules()
+    rules: Rules
     limits: Limits = Limits()
     data: Data = Data()
     train: TrainConfig = TrainConfig()
@@ -97,11 +72,15 @@ class SearchConfig(Section):
     finalists: int = Field(3, ge=1, le=1_000_000)  # descendants on the front that get the full training; the ancestor too
     workers: int = Field(1, ge=1, le=64)  # candidates that train side by side, each in a process with its share of the cores
     engine: str = "onnxruntime"
+    device: str | None = None  # one that the table knows, see `fastnas.latency.recorded`; none: this machine's, or the only one
     table: str | None = None  # latency table; none: the user's
 
-    def make_space(self, classes: int) -> SerialSpace:
+    def make_space(self, classes: int) -> Space:
         """The space for a data set with this many classes. Raises InputError."""
-        return SerialSpace(parse(self.ancestor).replace(classes=classes), self.rules)
+        return LEVELS[self.space][self.level].space(parse(self.ancestor).replace(classes=classes), self.rules)
+
+
+CONFIGS = {(space, name): SearchConfig[level.rules] for space, levels in LEVELS.items() for name, level in levels.items()}
 
 
 def load_config(space: str, file: str | None, changes: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -143,8 +122,13 @@ def apply_change(data: dict[str, Any], change: str) -> None:
 
 
 def check_config(data: dict[str, Any], name: str = "config") -> SearchConfig:
-    """The checked configuration. Raises InputError naming the wrong keys on one line."""
-    return check_section(SearchConfig, data, name)
+    """The checked configuration of a level (none named: the first). Raises InputError naming the wrong keys on one line."""
+    levels = LEVELS.get(data.get("space"), {})
+    filled = {"level": next(iter(levels), None), "rules": {}, **data}
+    if filled["level"] not in levels:
+        known = ", ".join(levels) or f"for the spaces {', '.join(SPACES)}"
+        raise InputError(f"{name}: unknown level {show(filled['level'])} of the space {show(data.get('space'))} (known: {known})")
+    return check_section(CONFIGS[filled["space"], filled["level"]], filled, name)
 
 
 def check_section(kind: type[S], data: dict[str, Any], name: str) -> S:

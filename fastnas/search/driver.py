@@ -8,6 +8,7 @@ any of them trains, so the search does not depend on which ends first, and nothi
 """
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,21 +17,24 @@ from typing import Protocol
 from fastnas.blueprint import Blueprint, Lineage, expand
 from fastnas.errors import FastnasError
 from fastnas.files import write_atomic
+from fastnas.latency import Unpriceable
 from fastnas.search.config import Limits, SearchConfig
-from fastnas.search.evolution import SerialEvolution
+from fastnas.search.evolution import Evolution
 from fastnas.search.executor import Executor
 from fastnas.search.front import finalists, pareto_entries
 from fastnas.search.record import FAILED, FINISHED, REJECTED, WAITING, Final, Record
 from fastnas.search.study import Study
 from fastnas.train.evaluator import Evaluation, Job
 
-MAX_REJECTED = 500  # candidates over a limit between two that are trained, before the search gives up
+MAX_REJECTED = 500  # candidates over a limit or without a price between two that are trained, before the search gives up
 SEARCH_WEIGHTS, FINAL_WEIGHTS = "weights.safetensors", "final.safetensors"
 
 
 class Prices(Protocol):
     """What the driver needs of an oracle."""
 
+    @property
+    def runs_here(self) -> bool: ...
     def __call__(self, blueprint: Blueprint): ...
     def measure_whole_all(self, blueprints: list[Blueprint]): ...
 
@@ -49,7 +53,7 @@ class Listener:
 class Driver:
     study: Study
     config: SearchConfig
-    strategy: SerialEvolution
+    strategy: Evolution
     executor: Executor
     oracle: Prices
     listener: Listener
@@ -104,7 +108,7 @@ class Driver:
             asked.append(replace(priced(*candidate, self.oracle, self.config.limits), id=len(known)))
             if asked[-1].state != REJECTED:
                 return asked
-        self.listener.note(f"{MAX_REJECTED} candidates in a row were over a limit: the search ends early")
+        self.listener.note(f"{MAX_REJECTED} candidates in a row were over a limit or had no price: the search ends early")
         return asked
 
     def _train(self, generation: list[Record], records: list[Record]) -> None:
@@ -143,24 +147,35 @@ class Driver:
         missing = [r for r in chosen if r.final is None or r.total_epochs + r.final.epochs < target]
         if not missing:
             return
-        # All finalists in one interleaved measurement, so that a busy moment of the machine favours none.
-        timings = self.oracle.measure_whole_all([record.blueprint for record in missing])
+        latencies = self._measured(missing)
         jobs = []
-        for record, timing in zip(missing, timings, strict=True):
-            limit = self.config.limits.latency_ms
-            if limit and timing.median_ms > limit:
-                self.listener.note(
-                    f"candidate {record.id} takes {timing.median_ms:.2f} ms when measured whole, over the limit of {limit:g} ms"
-                    f" ({record.predicted_ms:.2f} predicted)"
-                )
+        for record in missing:
             self.study.drop_final(record.id)
             folder, origin = self.study.candidate_folder(record.id), self.study.verified_weights(record.id)
             epochs = target - record.total_epochs
             jobs.append(Job(record.blueprint, folder, FINAL_WEIGHTS, "final", epochs, self._seed(record), origin))
         for index, outcome in self._run(missing, jobs):
-            self._finish(missing[index], jobs[index], outcome, timings[index].median_ms)
+            self._finish(missing[index], jobs[index], outcome, latencies[index])
 
-    def _finish(self, record: Record, job: Job, outcome: Evaluation, latency: float) -> None:
+    def _measured(self, chosen: list[Record]) -> list[float | None]:
+        """Milliseconds of whole networks, None where the device is not here.
+
+        All in one interleaved measurement, so that a busy moment of the machine favours none.
+        """
+        if not self.oracle.runs_here:
+            self.listener.note("the device is not here: the front is not measured whole, its latency_ms is null; see predicted_ms")
+            return [None] * len(chosen)
+        latencies = [timing.median_ms for timing in self.oracle.measure_whole_all([record.blueprint for record in chosen])]
+        limit = self.config.limits.latency_ms
+        for record, latency in zip(chosen, latencies, strict=True):
+            if limit and latency > limit:
+                self.listener.note(
+                    f"candidate {record.id} takes {latency:.2f} ms when measured whole, over the limit of {limit:g} ms"
+                    f" ({record.predicted_ms:.2f} predicted)"
+                )
+        return latencies
+
+    def _finish(self, record: Record, job: Job, outcome: Evaluation, latency: float | None) -> None:
         """Records the full training of a finalist, which went on from its own weights."""
         if outcome.error:
             self.listener.note(f"the full training of candidate {record.id} failed: {outcome.error}")
@@ -179,8 +194,13 @@ class Driver:
 
 
 def priced(blueprint: Blueprint, lineage: Lineage, oracle: Prices, limits: Limits) -> Record:
-    """The record of a new candidate: waiting, or rejected with the reason if it is over a limit."""
-    network, price = expand(blueprint), oracle(blueprint)
+    """The record of a new candidate: waiting, or rejected with the reason if it is over a limit or has no price."""
+    network = expand(blueprint)
+    try:
+        price = oracle(blueprint)
+    except Unpriceable as error:
+        costs = (network.params, network.macs, math.nan, math.nan, math.nan)
+        return Record(-1, blueprint, lineage, REJECTED, *costs, reason=str(error))
     reasons = [
         f"{name} {value:.6g} over the limit {limit:.6g}"
         for name, value, limit in (

@@ -1,4 +1,4 @@
-"""The strategy of the SP-NAS serial level: grow from the ancestor, parents from the Pareto front. Sees records, never torch."""
+"""The strategy of all spaces: grow from the ancestor, parents from the Pareto front. Sees records, never torch."""
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from fastnas.spaces import Space
 TRIES = 200
 
 
-class SerialEvolution:
+class Evolution:
     """Asks are a pure function of (seed, records): a study that was killed goes on with the candidates it would have had."""
 
     def __init__(self, space: Space, seed: int):
@@ -29,7 +29,12 @@ class SerialEvolution:
         weights = 1 / (1 + np.array(children))  # parents with fewer children first
         for _ in range(TRIES):
             parent = parents[rng.choice(len(parents), p=weights / weights.sum())]
-            mutation = self.space.mutate(parent.blueprint, rng)
-            if mutation and mutation.blueprint.text not in known:
-                return mutation.blueprint, Lineage(parent.id, mutation.operations, mutation.blocks)
+            others = [record for record in parents if record.id != parent.id]
+            if others and self.space.p_cross and rng.random() < self.space.p_cross:
+                other = others[rng.integers(len(others))]
+                child, done = self.space.cross(parent.blueprint, other.blueprint, rng), (f"cross with candidate {other.id}",)
+            else:
+                child, done = self.space.mutate(parent.blueprint, rng), ()
+            if child and child.blueprint.text not in known:
+                return child.blueprint, Lineage(parent.id, (*done, *child.operations), child.blocks)
         return None

@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Protocol
 
 from fastnas.data.dataset import DetectionData
-from fastnas.search.config import SearchConfig
+from fastnas.search.config import SearchConfig, check_config
 from fastnas.train.evaluator import Evaluation, Evaluator, Job
 
 Progress = Callable[[int, float], None]  # index of the job, share that is done
@@ -162,7 +162,7 @@ def _serve(connection: Connection, config: dict, open_data: Callable, workers: i
 
         if "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // workers))
-        checked = SearchConfig.model_validate(config)
+        checked = check_config(config)
         search, final = evaluators(checked, *open_data(checked))
         while True:
             job = connection.recv()

@@ -24,17 +24,21 @@ def finalists(records: list[Record], count: int) -> list[Record]:
 def final_front(records: Iterable[Record]) -> list[Record]:
     """Fully trained candidates that no other dominates in final AP and whole-network latency, fastest first.
 
-    Only those that have seen the most epochs are compared: a resumed study may hold shorter full trainings.
+    On a device that is not here the predicted latency stands for the measured one, of all of them. Only those that have seen the
+    most epochs are compared: a resumed study may hold shorter full trainings.
     """
     finals = [r for r in records if r.final]
     most = max((r.total_epochs + r.final.epochs for r in finals), default=0)
     finals = [r for r in finals if math.isclose(r.total_epochs + r.final.epochs, most)]
-    front = pareto_front(finals, lambda r: (1 - r.final.ap, r.final.latency_ms))
-    return sorted(front, key=lambda r: (r.final.latency_ms, r.id))
+    front = pareto_front(finals, lambda r: (1 - r.final.ap, r.latency_ms))
+    return sorted(front, key=lambda r: (r.latency_ms, r.id))
 
 
 def pareto_entries(records: list[Record]) -> list[dict]:
-    """The content of pareto.json, fastest first; `ap` and `weights` are those of the full training."""
+    """The content of pareto.json, fastest first; `ap` and `weights` are those of the full training.
+
+    `latency_ms` is None where the device is not here: nothing could be measured, and `predicted_ms` is all that is known.
+    """
     return [
         {
             "id": record.id,

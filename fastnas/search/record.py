@@ -12,13 +12,14 @@ WAITING, RUNNING, FINISHED, FAILED, REJECTED = "waiting", "running", "finished",
 class Final:
     """The full training of a member of the front, and its whole-network measurement.
 
-    metrics: COCO's twelve numbers by pycocotools; weights: path relative to the study; epochs: of this training alone.
+    metrics: COCO's twelve numbers by pycocotools; weights: path relative to the study; epochs: of this training alone;
+    latency_ms: None where the engine's device is not here, so that nothing can be timed.
     """
 
     ap: float
     ap50: float
     metrics: dict[str, float]
-    latency_ms: float
+    latency_ms: float | None
     epochs: float
     seconds: float
     weights: str
@@ -30,6 +31,7 @@ class Record:
 
     state: waiting | running | finished | failed (see `reason`) | rejected (over a limit, never trained; see `reason`).
     epochs: of its own search training; total_epochs: with those of the ancestors whose weights it inherited.
+    predicted_ms, low_ms, high_ms: NaN where the engine cannot run one of its blocks (then it is rejected).
     """
 
     id: int
@@ -50,6 +52,11 @@ class Record:
     reason: str = ""
     weights: str = ""  # relative to the study
     final: Final | None = None
+
+    @property
+    def latency_ms(self) -> float:
+        """Measured whole in the end, else predicted."""
+        return self.predicted_ms if self.final is None or self.final.latency_ms is None else self.final.latency_ms
 
     @property
     def objectives(self) -> tuple[float, float]:

@@ -15,10 +15,10 @@ from fastnas.data.shapes import generate
 from fastnas.errors import InputError
 from fastnas.files import cache_folder
 from fastnas.latency import Oracle
-from fastnas.models.inherit import check_start
+from fastnas.models.start import check_start
 from fastnas.search.config import SearchConfig, apply_change, check_config, load_config
 from fastnas.search.driver import Driver, Listener, priced
-from fastnas.search.evolution import SerialEvolution
+from fastnas.search.evolution import Evolution
 from fastnas.search.executor import Executor, InProcess, Workers, evaluators
 from fastnas.search.record import REJECTED
 from fastnas.search.study import Study
@@ -46,13 +46,13 @@ def run(
     checked = _checked(load_config(space, config, changes), config or f"{space}-demo.yaml")
     Study.check_free(out)
     train, val = _open_data(checked)
-    with Oracle.open(checked.table, checked.engine) as oracle:
-        start = checked.make_space(len(train.split.classes)).ancestor
-        if checked.init:
-            check_start(start, checked.init)
+    start = checked.make_space(len(train.split.classes)).ancestor
+    if checked.init:
+        check_start(start, checked.init)
+    with Oracle.open(checked.table, checked.engine, device=checked.device) as oracle:
         ancestor = priced(start, Lineage(), oracle, checked.limits)
         if ancestor.state == REJECTED:
-            raise InputError(f"the ancestor is over a limit ({ancestor.reason}): choose a smaller ancestor or a wider limit")
+            raise InputError(f"the ancestor is rejected ({ancestor.reason}): choose another ancestor or a wider limit")
         with Study.create(out, space, checked.model_dump(mode="json")) as study:
             study.set_meta("data", _fingerprint(train, val, checked.init))
             return _drive(study, checked, train, val, oracle, listener)
@@ -66,7 +66,7 @@ def _resume(out: Path, space: str, config: str | None, changes: tuple[str, ...],
     if fingerprint != _fingerprint(train, val, checked.init):
         files = f"the annotations in {train.split.root}{' or the weights of init' if checked.init else ''}"
         raise InputError(f"{files} changed since {out} was begun: start a new study")
-    with Oracle.open(checked.table, checked.engine) as oracle:
+    with Oracle.open(checked.table, checked.engine, device=checked.device) as oracle:
         if environment and environment != oracle.environment:
             keys = ", ".join(_different(environment, oracle.environment))
             raise InputError(f"{out} was priced in another environment ({keys}): latencies would not compare; start a new study")
@@ -93,12 +93,13 @@ def _drive(study: Study, config: SearchConfig, train: DetectionData, val: Detect
         write_problems(study.folder / "data_problems.jsonl", problems)
     study.set_meta("environment", oracle.environment)
     listener.note(f"data: {len(train)} training and {len(val)} validation images in {train.split.root}")
-    listener.note(f"latency: {oracle.environment['engine']} {oracle.environment['version']}, table {oracle.table.path}")
+    device = "" if oracle.runs_here else f" on {oracle.environment['device']}"
+    listener.note(f"latency: {oracle.environment['engine']} {oracle.environment['version']}{device}, table {oracle.table.path}")
     if oracle.note:
         listener.note(f"latency: {oracle.note}")
     listener.note(f"latency: {oracle.calibration_note()}")
     with _executor(config, train, val) as executor:
-        strategy = SerialEvolution(config.make_space(len(train.split.classes)), config.seed)
+        strategy = Evolution(config.make_space(len(train.split.classes)), config.seed)
         return Driver(study, config, strategy, executor, oracle, listener).run()
 
 

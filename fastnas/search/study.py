@@ -13,6 +13,7 @@ import dataclasses
 import fcntl
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -33,16 +34,17 @@ SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE candidates (
     id INTEGER PRIMARY KEY, text TEXT NOT NULL UNIQUE, blueprint TEXT NOT NULL, lineage TEXT NOT NULL, state TEXT NOT NULL,
-    params INTEGER NOT NULL, macs INTEGER NOT NULL, predicted_ms REAL NOT NULL, low_ms REAL NOT NULL, high_ms REAL NOT NULL,
+    params INTEGER NOT NULL, macs INTEGER NOT NULL, predicted_ms REAL, low_ms REAL, high_ms REAL,
     ap REAL, ap50 REAL, metrics TEXT NOT NULL DEFAULT '{}', epochs REAL NOT NULL DEFAULT 0, total_epochs REAL NOT NULL DEFAULT 0,
     seconds REAL NOT NULL DEFAULT 0, reason TEXT NOT NULL DEFAULT '', weights TEXT NOT NULL DEFAULT '', sha256 TEXT,
     created REAL NOT NULL, ended REAL);
 CREATE TABLE finals (
     candidate INTEGER PRIMARY KEY REFERENCES candidates (id), ap REAL NOT NULL, ap50 REAL NOT NULL, metrics TEXT NOT NULL,
-    latency_ms REAL NOT NULL, epochs REAL NOT NULL, seconds REAL NOT NULL, weights TEXT NOT NULL, sha256 TEXT NOT NULL,
+    latency_ms REAL, epochs REAL NOT NULL, seconds REAL NOT NULL, weights TEXT NOT NULL, sha256 TEXT NOT NULL,
     ended REAL NOT NULL);
 """
 COLUMNS = "id, state, params, macs, predicted_ms, low_ms, high_ms, ap, ap50, epochs, total_epochs, seconds, reason, weights"
+PRICE = ("predicted_ms", "low_ms", "high_ms")  # NULL, read as NaN, where the engine cannot run one of the blocks
 DRAFT = ".study.db.draft"
 
 
@@ -181,7 +183,7 @@ class Study:
         names = [name.strip() for name in COLUMNS.split(",")]
         return [
             Record(
-                **dict(zip(names, values, strict=True)),
+                **{name: math.nan if value is None and name in PRICE else value for name, value in zip(names, values, strict=True)},
                 blueprint=Blueprint.from_dict(json.loads(blueprint)),
                 lineage=Lineage.from_dict(json.loads(lineage)),
                 metrics=json.loads(metrics),

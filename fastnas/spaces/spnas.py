@@ -11,12 +11,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from fastnas.blueprint import Blueprint
-from fastnas.blueprint.code import BlueprintError, positions
+from fastnas.blueprint import Blueprint, SerialBackbone
+from fastnas.blueprint.code import MAX_BLOCKS, MAX_STAGES, BlueprintError, positions
+from fastnas.blueprint.show import show
 from fastnas.blueprint.wiring import stage_block_name
 from fastnas.errors import InputError
 from fastnas.spaces.genes import END, Transition
-from fastnas.spaces.space import Mutation
+from fastnas.spaces.rules import OPERATIONS, PROBABILITY, STRICT, check
+from fastnas.spaces.space import Mutation, same_blocks
 
 SYMBOLS = "12-"  # of a code, in the order of their genes
 _GENES = bytes.maketrans(SYMBOLS.encode(), bytes(range(len(SYMBOLS))))
@@ -32,6 +34,7 @@ class SerialRules:
     p_expand: float = 0.5
     p_swap: float = 0.4
     p_add_stage: float = 0.1
+    p_cross: float = 0.0  # of crossing two parents instead, which is not in the paper
     operations: int = 2  # operations drawn for one child
     swap: tuple[str, ...] = ("boundary", "doubling")  # what a swap may move; SP-NAS's released code moves boundaries only
     max_step: int = 3  # blocks that a boundary is moved past at most
@@ -39,6 +42,18 @@ class SerialRules:
     max_blocks: int = 60
     min_stages: int = 1
     max_stages: int = 6
+
+    __pydantic_config__ = STRICT
+
+    def __post_init__(self):
+        check(self, p_expand=PROBABILITY, p_swap=PROBABILITY, p_add_stage=PROBABILITY, p_cross=PROBABILITY, operations=OPERATIONS)
+        check(self, max_step=(1, 100), max_blocks=(1, MAX_BLOCKS), max_stages=(1, MAX_STAGES))
+        check(self, min_blocks=(1, self.max_blocks), min_stages=(1, self.max_stages))
+        total = self.p_expand + self.p_swap + self.p_add_stage
+        if not 0 < total <= 1 + 1e-9:
+            raise InputError(f"rules: p_expand, p_swap and p_add_stage must add up to more than 0 and to 1 at most, not {total:g}")
+        if not self.swap or len(self.swap) > 10 or set(self.swap) - {"boundary", "doubling"}:
+            raise InputError(f"rules.swap must name boundary, doubling or both, not {show(list(self.swap))}")
 
 
 # The rates of the first released code: three operations, each drawn uniformly and then skipped with some probability.
@@ -54,17 +69,15 @@ class SerialSpace:
     name: str = "spnas"
 
     def __post_init__(self):
-        rules = self.rules
-        total = rules.p_expand + rules.p_swap + rules.p_add_stage
-        if min(rules.p_expand, rules.p_swap, rules.p_add_stage) < 0 or not 0 < total <= 1 + 1e-9:
-            raise InputError(f"p_expand, p_swap and p_add_stage must be >= 0 and add up to 1 at most, not {total:g}")
-        if rules.operations < 1:
-            raise InputError("operations must be at least 1")
-        if not rules.swap or set(rules.swap) - {"boundary", "doubling"}:
-            raise InputError(f"swap must name boundary, doubling or both, not {list(rules.swap)}")
         self.validate(self.ancestor)
 
+    @property
+    def p_cross(self) -> float:
+        return self.rules.p_cross
+
     def validate(self, blueprint: Blueprint) -> None:
+        if not isinstance(blueprint.backbone, SerialBackbone):
+            raise InputError(f"{blueprint.text} has no backbone with a code")
         code, rules = blueprint.backbone.code, self.rules
         blocks, stages = len(code) - code.count("-"), blueprint.backbone.stages
         if not rules.min_blocks <= blocks <= rules.max_blocks:
@@ -95,7 +108,21 @@ class SerialSpace:
                 self.validate(child)
             except (BlueprintError, InputError):
                 continue  # too many blocks, stages or channels
-            return Mutation(child, tuple(done), _block_map(genome, parent, child))
+            return Mutation(child, tuple(done), block_map(genome, parent, child))
+        return None
+
+    def cross(self, parent: Blueprint, other: Blueprint, rng: np.random.Generator) -> Mutation | None:
+        """The first stages of the parent and the last ones of the other."""
+        for _ in range(TRIES):
+            genome, what = crossed(parent.backbone.code, other.backbone.code, rng)
+            if code_of(genome) in (parent.backbone.code, other.backbone.code):
+                continue
+            try:
+                child = parent.replace(backbone=_with_code(parent.backbone, code_of(genome)))
+                self.validate(child)
+            except (BlueprintError, InputError):
+                continue
+            return Mutation(child, (what,), block_map(genome, parent, child))
         return None
 
     # ------------------------------------------------------------------------------------------------------------------
@@ -225,17 +252,28 @@ def swap_doubling(genome: Genome, rng: np.random.Generator) -> tuple[Genome, str
     return [[next(genes) for _ in stage] for stage in genome], f"swap doubling of block {at + 1} and {at + 2}"
 
 
+def crossed(code: str, other: str, rng: np.random.Generator) -> tuple[Genome, str]:
+    """The first stages of `code` and the last ones of `other`; a block of those has its origin at the same place of `code`."""
+    ours, theirs = genome_of(code), genome_of(other)
+    if len(theirs) < 2:
+        return ours, ""
+    cut = int(rng.integers(1, min(len(ours), len(theirs) - 1) + 1))
+    known = {name for stage in ours for _, name in stage}
+    tail = [[(digit, name if name in known else None) for digit, name in stage] for stage in theirs[cut:]]
+    return [*ours[:cut], *tail], f"cross: stages {cut + 1} to {len(theirs)} of the other"
+
+
+def origins(genome: Genome) -> dict[str, str]:
+    """Backbone blocks that come from the parent, by name."""
+    named = ((stage_block_name(s, i), origin) for s, genes in enumerate(genome) for i, (_, origin) in enumerate(genes))
+    return {name: origin for name, origin in named if origin}
+
+
 def _with_code(backbone, code: str):
     return dataclasses.replace(backbone, code=code)
 
 
-def _block_map(genome: Genome, parent: Blueprint, child: Blueprint) -> dict[str, str]:
+def block_map(genome: Genome, parent: Blueprint, child: Blueprint) -> dict[str, str]:
     """Blocks of the child that come from the parent; everything outside the backbone's stages keeps its name."""
-    blocks = {"backbone.stem": "backbone.stem", "rpn.head": "rpn.head", "head.box": "head.box"}
-    for stage, genes in enumerate(genome):
-        for index, (_, origin) in enumerate(genes):
-            if origin:
-                blocks[stage_block_name(stage, index)] = origin
-    for level in range(min(parent.backbone.stages, child.backbone.stages)):
-        blocks[f"neck.p{level + 2}"] = f"neck.p{level + 2}"
-    return blocks
+    kept = {name: origin for name, origin in same_blocks(parent, child).items() if not name.startswith("backbone.stage")}
+    return {**kept, **origins(genome)}

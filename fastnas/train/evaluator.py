@@ -14,7 +14,8 @@ from fastnas.data.dataset import DetectionData
 from fastnas.files import write_atomic
 from fastnas.models.assemble import build
 from fastnas.models.detector import Detector
-from fastnas.models.inherit import inherit, start_from
+from fastnas.models.inherit import inherit
+from fastnas.models.start import start_from
 from fastnas.models.weights import load_weights, save_weights
 from fastnas.train.config import TrainConfig
 from fastnas.train.evaluate import coco_metrics, detect
@@ -27,7 +28,7 @@ METRICS_FILE = "metrics.jsonl"
 class Job:
     """What to train. `origin`: weights to start from, mapped by `lineage` (none: they are this blueprint's own).
 
-    `init`: without an origin, weights with the same backbone to start from (see `fastnas.models.inherit`); none: a fresh start.
+    `init`: without an origin, weights with the same backbone to start from (see `fastnas.models.start`); none: a fresh start.
     """
 
     blueprint: Blueprint
@@ -51,7 +52,7 @@ class Evaluation:
 
 
 class Evaluator:
-    """Trains and evaluates candidates on one pair of data sets that stays decoded in memory."""
+    """Trains and evaluates candidates on one pair of data sets that stays decoded in memory, at each blueprint's input size."""
 
     def __init__(self, train_data: DetectionData, val_data: DetectionData, config: TrainConfig):
         self.train_data, self.val_data, self.config = train_data, val_data, config
@@ -74,8 +75,9 @@ class Evaluator:
 
         metrics, error = {}, ""
         try:
-            averaged = train(detector, self.train_data, self.config, job.epochs, job.seed, log) if job.epochs else detector
-            metrics = self._score(averaged, job.phase)
+            train_data, val_data = self.train_data.at(job.blueprint.input), self.val_data.at(job.blueprint.input)
+            averaged = train(detector, train_data, self.config, job.epochs, job.seed, log) if job.epochs else detector
+            metrics = self._score(averaged, val_data, job.phase)
             lines.append({"phase": job.phase, "epoch": job.epochs, **metrics})
             save_weights(job.folder / job.weights, averaged, job.blueprint, [c.name for c in self.train_data.split.classes])
         except Diverged as diverged:
@@ -93,9 +95,9 @@ class Evaluator:
         detector.load_state_dict(state)
         return {"phase": job.phase, "epoch": 0.0, "inherited": {"copied": len(state), "fresh": 0, "mismatched": []}}
 
-    def _score(self, averaged, phase: str) -> dict[str, float]:
-        results = detect(averaged, self.val_data, self.config.batch_size, self.config.precision)
-        metrics = coco_metrics(self.val_data.split, results, final=phase == "final")
+    def _score(self, averaged, data: DetectionData, phase: str) -> dict[str, float]:
+        results = detect(averaged, data, self.config.batch_size, self.config.precision)
+        metrics = coco_metrics(data.split, results, final=phase == "final")
         if not all(map(math.isfinite, metrics.values())):
             raise Diverged(f"AP is {metrics['ap']}: the detector's boxes or scores are no numbers")
         return metrics

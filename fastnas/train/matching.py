@@ -36,3 +36,13 @@ def drop_crowded(matched: Tensor, boxes: Tensor, ignore: Tensor) -> Tensor:
     overlap = (torch.minimum(boxes[:, None, 2:], ignore[:, 2:]) - torch.maximum(boxes[:, None, :2], ignore[:, :2])).clamp(min=0)
     inside = overlap.prod(2).amax(1) / (boxes[:, 2:] - boxes[:, :2]).prod(1).clamp(min=1e-9)
     return torch.where((matched == -1) & (inside > 0.5), -2, matched)
+
+
+def sample(matched: Tensor, count: int, positives: float, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Random indices of (positive, negative) matches, together at most `count`; of them this share positive at most."""
+    positive, negative = (matched >= 0).nonzero()[:, 0], (matched == -1).nonzero()[:, 0]
+    take = min(len(positive), int(count * positives))
+    rest = min(len(negative), count - take)
+    positive = positive[torch.randperm(len(positive), generator=rng)[:take]]
+    negative = negative[torch.randperm(len(negative), generator=rng)[:rest]]
+    return positive, negative

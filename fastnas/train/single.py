@@ -7,7 +7,7 @@ from fastnas.blueprint import Blueprint
 from fastnas.data.pair import open_pair
 from fastnas.data.problems import summarize, write_problems
 from fastnas.errors import FastnasError, InputError
-from fastnas.models.inherit import check_start
+from fastnas.models.start import check_start
 from fastnas.train.config import TrainRun
 from fastnas.train.evaluator import METRICS_FILE, Evaluation, Evaluator, Job
 

@@ -1,64 +1,45 @@
-"""Targets and losses of Faster R-CNN (Ren et al. 2015), as torchvision computes them.
+"""Targets and losses of two-stage detectors: Faster R-CNN (Ren et al. 2015) as torchvision computes them, and Cascade R-CNN (Cai &
+Vasconcelos 2018).
 
-RPN: anchors with IoU >= 0.7 or the best of a box are positive, < 0.3 negative; 256 sampled an image, half of them positive at most;
-binary cross-entropy and smooth L1 (beta 1/9). Head: proposals + ground truth, IoU >= 0.5 positive, a quarter of the sample
-positive; cross-entropy and smooth L1 on the deltas of the true class. Crowd regions are never negatives.
+Every stage of the head gets proposals + ground truth; a region is positive from the stage's IoU on; a quarter of the sample is
+positive; cross-entropy and smooth L1 on the deltas (of the true class). Regions of the next stage are the sampled ones, moved by
+the deltas and without those that were ground truth (as mmdetection has it). Crowd regions are never negatives.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastnas.models.boxes import HEAD_WEIGHTS, RPN_WEIGHTS, encode, select_proposals
-from fastnas.models.two_stage import TwoStageDetector
+from fastnas.blueprint import blocks as spec
+from fastnas.blueprint.parts.rcnn import Stage
+from fastnas.models.boxes import encode
+from fastnas.models.two_stage import TwoStageDetector, rows
 from fastnas.train.config import Sampling
-from fastnas.train.matching import drop_crowded, match, pairwise_iou
+from fastnas.train.matching import drop_crowded, match, pairwise_iou, sample
+from fastnas.train.rpn import rpn_losses
 
-BETA = 1 / 9
+PROPOSERS: dict[type[spec.Spec], Callable] = {spec.Proposals: rpn_losses}
 
 
 def two_stage_losses(
     detector: TwoStageDetector, images: Tensor, targets: list, sampling: Sampling, rng: torch.Generator
 ) -> dict[str, Tensor]:
-    """Losses of a batch. images (N, 3, H, W) normalized; a target has boxes (n, 4), labels (n,) from 1, ignore (m, 4)."""
+    """Losses of a batch; see `fastnas.train.losses.detection_losses`."""
     values = detector.dense(images)
-    scores, deltas, anchors = detector.rpn_outputs(values)
-    losses = _rpn_losses(torch.cat(scores, 1), torch.cat(deltas, 1), torch.cat(anchors), targets, sampling, rng)
-    with torch.no_grad():
-        proposals = select_proposals(
-            detector.proposals, [s.detach() for s in scores], [d.detach() for d in deltas], anchors, sampling.proposals
-        )
-        samples = [_sample_regions(boxes, target, sampling, rng) for boxes, target in zip(proposals, targets, strict=True)]
-    logits, deltas = detector.regions(values, [sample.boxes for sample in samples])
-    return losses | _head_losses(logits.float(), deltas.float(), samples)
-
-
-def _sample(matched: Tensor, count: int, positives: float, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Random indices of (positive, negative) matches, together at most `count`."""
-    positive, negative = (matched >= 0).nonzero()[:, 0], (matched == -1).nonzero()[:, 0]
-    take = min(len(positive), int(count * positives))
-    rest = min(len(negative), count - take)
-    positive = positive[torch.randperm(len(positive), generator=rng)[:take]]
-    negative = negative[torch.randperm(len(negative), generator=rng)[:rest]]
-    return positive, negative
-
-
-def _rpn_losses(scores, deltas, anchors, targets, sampling: Sampling, rng) -> dict[str, Tensor]:
-    logits, wanted, predicted, encoded = [], [], [], []
-    for image, target in enumerate(targets):
-        matched = match(pairwise_iou(target.boxes, anchors), 0.3, 0.7, rescue=True)
-        matched = drop_crowded(matched, anchors, target.ignore)
-        positive, negative = _sample(matched, sampling.anchors, sampling.anchor_positives, rng)
-        logits.append(scores[image, torch.cat([positive, negative])])
-        wanted.append(torch.cat([torch.ones(len(positive)), torch.zeros(len(negative))]))
-        predicted.append(deltas[image, positive])
-        encoded.append(encode(target.boxes[matched[positive]], anchors[positive], RPN_WEIGHTS))
-    total = max(1, sum(map(len, wanted)))
-    objectness = F.binary_cross_entropy_with_logits(torch.cat(logits), torch.cat(wanted), reduction="sum") / total
-    box = F.smooth_l1_loss(torch.cat(predicted), torch.cat(encoded), beta=BETA, reduction="sum") / total
-    return {"rpn_objectness": objectness, "rpn_box": box}
+    losses, regions = PROPOSERS[type(detector.proposals)](detector, values, targets, sampling, rng)
+    training = detector.network.blueprint.head.training
+    for number, (stage, wanted) in enumerate(zip(detector.stages, training, strict=True), 1):
+        samples = [_sample_regions(boxes, target, wanted, sampling, rng) for boxes, target in zip(regions, targets, strict=True)]
+        logits, deltas, refined = detector.stage(values, stage, rows([own.boxes for own in samples]))
+        part = "head" if len(training) == 1 else f"head{number}"
+        for name, loss in _stage_losses(logits.float(), deltas.float(), samples, wanted).items():
+            losses[f"{part}_{name}"] = loss
+        moved = refined.detach()[:, 1:].split([len(own.boxes) for own in samples])
+        regions = [boxes[~own.truth] for boxes, own in zip(moved, samples, strict=True)]
+    return losses
 
 
 @dataclass(frozen=True)
@@ -68,25 +49,28 @@ class _Regions:
     boxes: Tensor
     labels: Tensor
     deltas: Tensor
+    truth: Tensor  # which of the boxes are ground truth themselves
 
 
-def _sample_regions(proposals: Tensor, target, sampling: Sampling, rng) -> _Regions:
+@torch.no_grad()
+def _sample_regions(proposals: Tensor, target, stage: Stage, sampling: Sampling, rng: torch.Generator) -> _Regions:
     boxes = torch.cat([proposals, target.boxes])
-    matched = match(pairwise_iou(target.boxes, boxes), 0.5, 0.5, rescue=False)
+    matched = match(pairwise_iou(target.boxes, boxes), stage.iou, stage.iou, rescue=False)
     matched = drop_crowded(matched, boxes, target.ignore)
-    positive, negative = _sample(matched, sampling.regions, sampling.region_positives, rng)
+    positive, negative = sample(matched, sampling.regions, sampling.region_positives, rng)
     labels = torch.cat([target.labels[matched[positive]], torch.zeros(len(negative), dtype=torch.int64)])
-    deltas = encode(target.boxes[matched[positive]], boxes[positive], HEAD_WEIGHTS)
-    return _Regions(boxes[torch.cat([positive, negative])], labels, deltas)
+    deltas = encode(target.boxes[matched[positive]], boxes[positive], stage.weights)
+    chosen = torch.cat([positive, negative])
+    return _Regions(boxes[chosen], labels, deltas, chosen >= len(proposals))
 
 
-def _head_losses(logits: Tensor, deltas: Tensor, samples: list[_Regions]) -> dict[str, Tensor]:
-    labels = torch.cat([sample.labels for sample in samples])
+def _stage_losses(logits: Tensor, deltas: Tensor, samples: list[_Regions], stage: Stage) -> dict[str, Tensor]:
+    labels = torch.cat([own.labels for own in samples])
     positive = labels.nonzero()[:, 0]
-    predicted = deltas.unflatten(1, (-1, 4))[positive, labels[positive]]
-    encoded = torch.cat([sample.deltas for sample in samples])
-    total = max(1, len(labels))
+    predicted = deltas.unflatten(1, (-1, 4))[positive, 0 if deltas.shape[1] == 4 else labels[positive]]
+    encoded = torch.cat([own.deltas for own in samples])
+    scale = stage.loss / max(1, len(labels))
     return {
-        "head_class": F.cross_entropy(logits, labels, reduction="sum") / total,
-        "head_box": F.smooth_l1_loss(predicted, encoded, beta=BETA, reduction="sum") / total,
+        "class": scale * F.cross_entropy(logits, labels, reduction="sum"),
+        "box": scale * F.smooth_l1_loss(predicted, encoded, beta=stage.beta, reduction="sum"),
     }

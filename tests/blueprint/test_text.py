@@ -38,6 +38,13 @@ def test_defaults_are_left_out():
         ("base=32", "base=33", "3"),
         ("base=32", "bass=32", "b"),
         ("stem=3x3", "stem=5x5", "5"),
+        ("base=32", "parallel=0-0-2-x", "x"),
+        ("base=32", "parallel=0-10-2-1", "0"),
+        ("base=32", "parallel=0-0--1", "-"),
+        ("base=32", "parallel=0-0-2", "2"),
+        ("base=32", "parallel=0-0-2-1-1", "-"),
+        ("base=32", "parallel=0-0-2-", "-"),
+        ("base=32", "parallel=0-0-2-1,tied=ys", "y"),
         ("fpn:64", "fpn", "/"),
         ("rpn:200", "rnp:200", "r"),
         ("classes:3", "classes:0", None),
@@ -59,6 +66,12 @@ def test_errors_point_at_the_character(old, new, character):
         assert text[error.position] == character
         assert f"»{character}«" in str(error)
         assert f"at character {error.position + 1}" in str(error)
+
+
+@pytest.mark.parametrize("options", ["parallel=0-0-0-0", "parallel=0-0-0-0,tied=no", "tied=no"])
+def test_no_copies_is_the_serial_backbone(options):
+    blueprint = parse(GOOD.replace("stem=3x3", f"stem=3x3,{options}"))
+    assert blueprint == parse(GOOD) and hash(blueprint) == hash(parse(GOOD)) and blueprint.text == GOOD
 
 
 ONE_STAGE = "64x96/efficientnet:b0,padding=symmetric/bifpn:32,method=sum/effdet:2,scale=5/classes:3"

@@ -26,9 +26,10 @@ def filled(path, networks, seed=0) -> Oracle:
     """An oracle whose table holds the blocks of `networks`, with made-up times."""
     table, rng = LatencyTable(path), np.random.default_rng(seed)
     row = table.add_environment(open_engine("onnxruntime").environment(), {"dense": 0.5, "gather": 0.25})
-    for spec, shapes in dict.fromkeys(pair for network in networks for pair in expand(network).prices()):
-        ms = float(rng.uniform(0.01, 2))
-        table.put(row, spec.key(shapes), Timing(ms, ms, 0.01, 9))
+    with table.transaction():
+        for spec, shapes in dict.fromkeys(pair for network in networks for pair in expand(network).prices()):
+            ms = float(rng.uniform(0.01, 2))
+            table.put(row, spec.key(shapes), Timing(ms, ms, 0.01, 9))
     table.close()
     return Oracle.open(path, measure=False)
 

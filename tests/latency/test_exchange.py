@@ -113,16 +113,14 @@ def test_of_two_entries_the_steadier_one_stays(tmp_path):
 
 def test_merging_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):
     target = make(tmp_path / "a.db", BLOCKS[:1])
-    before, calls, original = contents(target), [], LatencyTable.put
+    before, original = contents(target), LatencyTable.put_all
 
     def fails_late(self, *arguments):
-        calls.append(arguments)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return original(self, *arguments)
+        original(self, *arguments)
+        raise KeyboardInterrupt
 
     source = contents(make(tmp_path / "b.db"))
-    monkeypatch.setattr(LatencyTable, "put", fails_late)
+    monkeypatch.setattr(LatencyTable, "put_all", fails_late)
     with pytest.raises(KeyboardInterrupt):
         merge(target, source)
     assert contents(target) == before

@@ -45,7 +45,9 @@ def test_price_is_the_sum_of_the_blocks(filled, measured):
     assert all(row.ms > 0 for row in rows)
     assert price.predicted == pytest.approx(sum(row.ms for row in rows))
     assert price.low <= price.predicted * (1 - FLOOR) + 1e-9 and price.high >= price.predicted * (1 + FLOOR) - 1e-9
-    assert price.to_dict() == {"engine": "onnxruntime", "predicted": price.predicted, "low": price.low, "high": price.high}
+    shares = {"measured": 1.0, "interpolated": 0.0, "modelled": 0.0}
+    interval = {"predicted": price.predicted, "low": price.low, "high": price.high}
+    assert price.to_dict() == {"engine": "onnxruntime", **interval, **shares}
 
 
 def test_only_what_is_missing_is_measured(filled, measured, tmp_path):

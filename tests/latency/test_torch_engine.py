@@ -19,8 +19,9 @@ from tests.models.test_onnx import LAYERS, noise, randomize, run, state
 
 TEXT = "64x96/basic:1-2,base=16,norm={}/fpn:16/rpn:20,topk=50/rcnn:16,detections=10/classes:3"
 ONE_STAGE = "64x96/efficientnet:0.25x0.4/bifpn:8,repeats=1,levels=3-6/effdet:1,detections=10/classes:3"
+CASCADE = "64x96/basic:1-2,base=16/fpn:16/rpn:20,topk=50/cascade:2,hidden=16,detections=10,suppression=linear/classes:3"
 NETWORK = expand(parse(TEXT.format("gn")))
-NETWORKS = NETWORK, expand(parse(ONE_STAGE))
+NETWORKS = NETWORK, expand(parse(ONE_STAGE)), expand(parse(CASCADE))
 WORKLOADS = [BlockWorkload(*pair) for network in NETWORKS for pair in network.prices()] + [NetworkWorkload(n) for n in NETWORKS]
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
@@ -40,16 +41,15 @@ def _all(outputs):
     return outputs if isinstance(outputs, tuple) else (outputs,)
 
 
-@pytest.mark.parametrize("text", [TEXT.format("bn"), TEXT.format("gn"), ONE_STAGE])
+@pytest.mark.parametrize("text", [TEXT.format("bn"), TEXT.format("gn"), ONE_STAGE, CASCADE.replace("linear", "hard")])
 def test_the_network_on_the_scene_equals_its_onnx_form(text, monkeypatch):
     """Same weights, same inputs, same outputs, proposal selection and suppression included."""
     network = expand(parse(text))
     detector = randomize(build(network.blueprint))
-    modules = {name: copy.deepcopy(module) for name, module in detector.blocks.items()}
-    specs = {block.spec: modules[block.name] for block in network.blocks if block.name in modules}
-    own = timed._module
-    boxes = tuple(timed.BOX_MODULES)
-    monkeypatch.setattr(timed, "_module", lambda s, shapes: own(s, shapes) if isinstance(s, boxes) else fold_batch_norms(specs[s]))
+    own, boxes = timed._module, tuple(timed.BOX_MODULES)
+    built = [block for block in network.blocks if block.name in detector.blocks and not isinstance(block.spec, boxes)]
+    trained = iter([fold_batch_norms(copy.deepcopy(detector.blocks[block.name])) for block in built])
+    monkeypatch.setattr(timed, "_module", lambda s, shapes: own(s, shapes) if isinstance(s, boxes) else next(trained))
     module, feeds = timed_network(network), NetworkWorkload(network).inputs()
     assert list(feeds) == list(module.inputs)
     outputs = module(*map(torch.from_numpy, feeds.values()))

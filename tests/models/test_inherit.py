@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from fastnas.blueprint import Lineage, expand, parse
 from fastnas.errors import FastnasError, InputError
 from fastnas.models import build
-from fastnas.models.inherit import check_start, inherit, start_from
+from fastnas.models.inherit import inherit
+from fastnas.models.start import check_start, start_from
 from fastnas.models.weights import save_state
 from fastnas.spaces import SerialRules, SerialSpace
 

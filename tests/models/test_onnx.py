@@ -16,7 +16,7 @@ from torchvision.ops import MultiScaleRoIAlign, nms
 from torchvision.ops.boxes import clip_boxes_to_image, remove_small_boxes
 
 from fastnas.blueprint import blocks as b
-from fastnas.blueprint import expand, parse
+from fastnas.blueprint import expand, operators, parse
 from fastnas.errors import InputError
 from fastnas.models.anchors import level_anchors
 from fastnas.models.blocks import build_block
@@ -70,13 +70,24 @@ LAYERS = [
     (b.Residual("bottleneck", 16, 8, 2, "bn"), [(1, 16, 9, 12)]),
     (b.Residual("bottleneck", 48, 12, 1, "gn"), [(1, 48, 9, 12)]),
     (b.Residual("resnext32x4d", 16, 16, 2, "bn"), [(1, 16, 8, 11)]),
+    (b.Stem("3x3", 16, "gnws", taps=True), [(1, 3, 37, 50)]),
+    (b.Stem("7x7", 16, "bn", taps=True), [(1, 3, 37, 50)]),
+    (b.Residual("xbottleneck", 16, 16, 2, "gnws", base=8), [(1, 16, 8, 11)]),
+    (b.Residual("basic", 16, 16, 1, "gnws", base=16), [(1, 16, 8, 11)]),
+    (b.Connector(32, 16, "bn", 0), [(1, 16, 9, 12), (1, 32, 5, 6)]),
+    (b.Connector(32, 16, "gnws", 8), [(1, 16, 9, 12), (1, 32, 9, 12)]),
     (b.FpnLevel(24, 8, top=True, feeds=False), [(1, 24, 5, 6)]),
     (b.FpnLevel(24, 8, top=True, feeds=True), [(1, 24, 5, 6)]),
     (b.FpnLevel(24, 8, top=False, feeds=True), [(1, 24, 10, 12), (1, 8, 5, 6)]),
     (b.FpnLevel(24, 8, top=False, feeds=False), [(1, 24, 13, 11), (1, 8, 7, 6)]),
+    (b.FpnLevel(24, 8, top=False, feeds=True, norm="bn"), [(1, 24, 10, 11), (1, 8, 5, 6)]),
+    (b.FpnLevel(24, 72, top=True, feeds=False, norm="gnws"), [(1, 24, 5, 6)]),
     (b.MaxPoolLevel(), [(1, 8, 7, 10)]),
+    (b.ConvLevel(24, 8, relu=False, norm="none"), [(1, 24, 7, 10)]),
+    (b.ConvLevel(8, 8, relu=True, norm="gnws"), [(1, 8, 7, 10)]),
     (b.RpnHead(16, 3), [(1, 16, 6, 9)]),
     (b.BoxHead(4, 7, 24, 4), [(11, 4, 7, 7)]),
+    (b.BoxHead(4, 7, 24, 4, agnostic=True), [(11, 4, 7, 7)]),
     (b.SiluStem(8, "same", "tf"), [(1, 3, 37, 50)]),
     (b.SiluStem(8, "symmetric", "torch"), [(1, 3, 37, 50)]),
     (b.MobileBlock(8, 12, 1, 3, 1, "same", "tf"), [(1, 8, 9, 12)]),
@@ -182,12 +193,14 @@ def test_roi_pool_equals_torchvision(levels):
     np.testing.assert_allclose(pooled, expected.numpy(), rtol=1e-4, atol=1e-5)
 
 
-def reference_detections(spec: b.Detections, boxes, logits, deltas) -> tuple[np.ndarray, ...]:
-    boxes, logits, deltas = map(torch.from_numpy, (boxes, logits, deltas))
-    decoded = clip_boxes_to_image(BoxCoder((10.0, 10.0, 5.0, 5.0)).decode(deltas, [boxes]), spec.input)
+def reference_detections(spec: b.Detections, boxes, *predicted) -> tuple[np.ndarray, ...]:
+    boxes, *logits, deltas = map(torch.from_numpy, (boxes, *predicted))
+    decoded = BoxCoder(tuple(np.repeat(spec.weights, 2))).decode(deltas, [boxes])
+    decoded = clip_boxes_to_image(decoded, spec.input)
+    probability = torch.stack([stage.softmax(-1) for stage in logits]).mean(0)
     found = []
-    for label in range(1, logits.shape[1]):
-        score, own = logits.softmax(-1)[:, label], decoded[:, label]
+    for label in range(1, probability.shape[1]):
+        score, own = probability[:, label], decoded[:, min(label, decoded.shape[1] - 1)]
         rows = torch.where(score > spec.score)[0]
         rows = rows[remove_small_boxes(own[rows], 1e-2)]
         for row in rows[nms(own[rows], score[rows], spec.nms)]:
@@ -210,6 +223,27 @@ def test_detections_equal_torchvision(regions, columns, detections, sharpness):
     np.testing.assert_array_equal(labels, expected_labels)
     np.testing.assert_allclose(scores, expected_scores, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-3)
+
+
+def test_detections_of_a_cascade_are_the_mean_of_its_stages():
+    spec = b.Detections((97, 131), 30, (30.0, 15.0))
+    arrays = [random_boxes(40, spec.input), *(3 * noise(40, 4, seed=seed) for seed in (4, 5, 6)), noise(40, 4, seed=7)]
+    found, scores, labels = run_block(spec, arrays)
+    expected, expected_scores, expected_labels = reference_detections(spec, *arrays)
+    assert (labels > 0).sum() > 10
+    np.testing.assert_array_equal(labels, expected_labels)
+    np.testing.assert_allclose(scores, expected_scores, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-3)
+
+
+def test_refined_boxes_equal_torch():
+    spec = b.Refine((97, 131), (20.0, 10.0))
+    boxes, deltas = random_boxes(40, spec.input), 9 * noise(40, 4)
+    (refined,) = run_block(spec, [boxes, deltas])
+    expected = BoxCoder((20.0, 20.0, 10.0, 10.0)).decode(torch.from_numpy(deltas), [torch.from_numpy(boxes)])[:, 0]
+    expected = clip_boxes_to_image(expected, spec.input).numpy()
+    np.testing.assert_allclose(refined, expected, rtol=1e-5, atol=1e-3)
+    np.testing.assert_allclose(build_block(spec)(*map(torch.from_numpy, (boxes, deltas))).numpy(), expected, rtol=1e-5, atol=1e-3)
 
 
 def test_no_detection_at_all():
@@ -244,7 +278,11 @@ def test_anchor_detections_equal_the_module(topk, detections, classes):
         "96x128/bottleneck:1-2-2,base=8,stem=3x3/fpn:16/rpn:40,scale=4/rcnn:32,detections=20/classes:3",
         "97x131/efficientnet:0.25x0.4/bifpn:16,repeats=2/effdet:2,detections=20/classes:3",
         "96x128/efficientnet:b0,padding=symmetric,norm=torch/bifpn:24,repeats=1,levels=3-8,method=sum,bias=no/effdet:1/classes:2",
+        "96x128/basic:1-2-2,base=8,stem=3x3/fpn:16/rpn:40,scale=4/cascade:3,hidden=32,detections=20/classes:3",
         "97x131/efficientnet:0.25x0.4/bifpn:16,repeats=1,method=softmax/rpn:40,scale=4/rcnn:32,detections=20/classes:3",
+        "97x131/xbottleneck:1-12-1,base=16,norm=gnws,parallel=1-2-1,c1=yes/fpn:16,levels=1-6,extra=conv-c,norm=gnws"
+        "/rpn:40,scale=4/rcnn:32,detections=20/classes:3",
+        "97x131/basic:1-2,base=16,stem=3x3,parallel=1-2,tied=no/fpn:16,norm=bn/rpn:40,scale=4/rcnn:32,detections=20/classes:3",
     ],
 )
 def test_network_with_weights_detects_what_the_module_detects(text):
@@ -277,10 +315,10 @@ codes = st.lists(st.text("12", min_size=1, max_size=2), min_size=1, max_size=4).
 
 @settings(max_examples=8, deadline=None)
 @given(
-    kind=st.sampled_from(["basic", "bottleneck", "resnext32x4d"]),
+    kind=st.sampled_from(["basic", "bottleneck", "resnext32x4d", "xbottleneck"]),
     code=codes,
     stem=st.sampled_from(["7x7", "3x3"]),
-    norm=st.sampled_from(["bn", "gn"]),
+    norm=st.sampled_from(["bn", "gn", "gnws"]),
     size=st.tuples(st.integers(40, 100), st.integers(40, 100)),
 )
 def test_shapes_of_random_networks(kind, code, stem, norm, size):
@@ -288,8 +326,15 @@ def test_shapes_of_random_networks(kind, code, stem, norm, size):
     check_timed_form(parse(text))
 
 
-def test_shapes_of_a_one_stage_network():
-    check_timed_form(parse("65x97/efficientnet:0.25x0.4/bifpn:8,repeats=2/effdet:1,detections=7/classes:3"))
+@pytest.mark.parametrize(
+    "text",
+    [
+        "65x97/efficientnet:0.25x0.4/bifpn:8,repeats=2/effdet:1,detections=7/classes:3",
+        "65x97/basic:1-2,base=8/fpn:8/rpn:20/cascade:4,hidden=16,detections=7/classes:3",
+    ],
+)
+def test_shapes_of_a_network(text):
+    check_timed_form(parse(text))
 
 
 def check_timed_form(blueprint):
@@ -306,14 +351,16 @@ def check_timed_form(blueprint):
 
 
 def test_every_spec_has_an_emitter():
-    specs = {spec for spec in vars(b).values() if isinstance(spec, type) and issubclass(spec, b.Spec) and spec is not b.Spec}
-    assert set(EMITTERS) == specs
+    named = [*vars(b).values(), *vars(operators).values()]
+    specs = {spec for spec in named if isinstance(spec, type) and issubclass(spec, b.Spec)}
+    assert set(EMITTERS) == specs - {b.Spec, operators.Operator}
 
 
 @pytest.mark.parametrize(
     "text",
     [
         "96x128/basic:1-2,base=8/fpn:8/rpn:60/rcnn:16/classes:3",
+        "96x128/basic:1-2,base=8/fpn:8/rpn:60/cascade:2,hidden=16/classes:3",
         "96x128/efficientnet:0.25x0.4/bifpn:8,levels=3-6/effdet:1/classes:3",
     ],
 )

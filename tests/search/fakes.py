@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from fastnas.blueprint import expand
 from fastnas.search.config import check_config
 from fastnas.search.driver import Driver, Listener
-from fastnas.search.evolution import SerialEvolution
+from fastnas.search.evolution import Evolution
 from fastnas.search.executor import InProcess
 from fastnas.train.evaluator import Evaluation, Job
 
@@ -21,6 +21,8 @@ def config(**changes):
 
 class FakeOracle:
     """1 ms for every million MACs."""
+
+    runs_here = True
 
     def __call__(self, blueprint):
         ms = expand(blueprint).macs / 1e6
@@ -57,7 +59,7 @@ class FakeEvaluator:
 def drive(study, settings, evaluator=None, listener=None):
     """Runs the driver of `study` with fakes; returns (entries of pareto.json, evaluator)."""
     evaluator = evaluator or FakeEvaluator()
-    strategy = SerialEvolution(settings.make_space(3), settings.seed)
+    strategy = Evolution(settings.make_space(3), settings.seed)
     executor = InProcess(evaluator, evaluator)
     executor.workers = settings.workers  # generations of that many, trained one after the other
     return Driver(study, settings, strategy, executor, FakeOracle(), listener or Listener()).run(), evaluator

@@ -1,14 +1,13 @@
 """Configuration files: every wrong key is named, on one line."""
 
-import dataclasses
 from pathlib import Path
 
 import pytest
 import yaml
 
 from fastnas.errors import InputError
-from fastnas.search.config import SPACES, Rules, check_config, load_config
-from fastnas.spaces import SerialRules
+from fastnas.search.config import SPACES, check_config, load_config
+from fastnas.spaces import LEVELS
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -90,8 +89,24 @@ def test_what_would_fail_late_is_refused_early(change):
     assert message.isprintable()
 
 
-def test_the_rules_keep_the_defaults_of_the_space():
-    assert dataclasses.asdict(Rules()) == dataclasses.asdict(SerialRules())
+@pytest.mark.parametrize(("space", "level"), [(space, level) for space, levels in LEVELS.items() for level in levels])
+def test_every_level_has_rules_of_its_own(space, level):
+    file = str(CONFIGS / "smnas-modular.yaml") if level == "modular" else None
+    settings = check_config(load_config(space, file, (f"level={level}",)))
+    assert type(settings.rules) is LEVELS[space][level].rules and settings.make_space(3).name == space
+    assert check_config(settings.model_dump(mode="json")) == settings, "a worker reads it back"
+    wrong = {"rules.p_cross=2": "p_cross is 2", "rules.nonsense=1": "rules.nonsense", "rules.operations=x": "rules.operations"}
+    for change, says in wrong.items():
+        with pytest.raises(InputError, match=says) as caught:
+            check_config(load_config(space, file, (change,)))
+        assert str(caught.value).isprintable()
+
+
+def test_unknown_levels_are_named():
+    with pytest.raises(InputError, match="unknown level 'modulr' of the space 'smnas' \\(known: structural, modular\\)"):
+        check_config(load_config("smnas", None, ("level=modulr",)))
+    with pytest.raises(InputError, match="unknown space 'detr'"):
+        load_config("detr", None)
 
 
 @pytest.mark.parametrize("value", ["2024-13-45", "9" * 5000, "[" * 5000, "!!int ''", "{<<: {a: 1}}"])

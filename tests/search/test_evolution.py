@@ -3,7 +3,7 @@
 import pytest
 
 from fastnas.blueprint import Lineage, parse
-from fastnas.search.evolution import SerialEvolution
+from fastnas.search.evolution import Evolution
 from fastnas.search.record import FAILED, FINISHED, REJECTED, Record
 from fastnas.spaces import SerialSpace
 from tests.search.fakes import ANCESTOR
@@ -20,7 +20,7 @@ def candidate(id, code, ap, ms, state=FINISHED, parent=0):
 def parents(records):
     """The parent that every seed chooses."""
     space = SerialSpace(parse(ANCESTOR))
-    return [SerialEvolution(space, seed).ask(records)[1].parent for seed in SEEDS]
+    return [Evolution(space, seed).ask(records)[1].parent for seed in SEEDS]
 
 
 def test_parents_are_the_finished_members_of_the_front():

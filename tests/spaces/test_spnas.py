@@ -89,7 +89,7 @@ def test_operations_come_at_their_rates():
 def test_bounds_and_rates_are_checked():
     with pytest.raises(InputError, match="4 blocks, the space allows 5 to 60"):
         SerialSpace(ANCESTOR, SerialRules(min_blocks=5))
-    with pytest.raises(InputError, match="add up to 1"):
+    with pytest.raises(InputError, match="add up to more than 0 and to 1"):
         SerialSpace(ANCESTOR, SerialRules(p_expand=0.9))
     with pytest.raises(InputError, match="swap must name"):
         SerialSpace(ANCESTOR, SerialRules(swap=("stage",)))

@@ -3,15 +3,18 @@
 import torch
 
 from fastnas.blueprint import parse
+from fastnas.blueprint.parts.rcnn import Stage
 from fastnas.data.dataset import Target
 from fastnas.models import build
 from fastnas.train.config import Sampling
 from fastnas.train.losses import detection_losses
-from fastnas.train.two_stage import _rpn_losses, _sample_regions
+from fastnas.train.rpn import anchor_losses
+from fastnas.train.two_stage import _sample_regions
 
 TRUTH = torch.tensor([[10.0, 10, 30, 30]])
 LABEL = torch.tensor([2])
 NOTHING = torch.zeros(0, 4)
+STAGE = Stage(0.5, (10.0, 5.0))
 SMALL = Sampling(anchors=16, anchor_positives=0.25, regions=16, region_positives=0.25)
 
 
@@ -40,12 +43,13 @@ def test_background_inside_a_crowd_costs_nothing():
 def test_a_crowd_beside_an_object_takes_only_the_background_inside_it():
     proposals = boxes_on_and_off_the_truth(8)
     for ignore, negatives in ((NOTHING, 8), (TRUTH + 60, 0), (TRUTH, 8)):
-        regions = _sample_regions(proposals, Target(TRUTH, LABEL, ignore), Sampling(regions=100, region_positives=1.0), rng())
+        everything = Sampling(regions=100, region_positives=1.0)
+        regions = _sample_regions(proposals, Target(TRUTH, LABEL, ignore), STAGE, everything, rng())
         assert (regions.labels == 0).sum() == negatives and (regions.labels == 2).sum() == 9, "8 proposals and the truth"
 
 
 def test_positive_regions_keep_to_their_share():
-    regions = _sample_regions(boxes_on_and_off_the_truth(50), Target(TRUTH, LABEL, NOTHING), SMALL, rng())
+    regions = _sample_regions(boxes_on_and_off_the_truth(50), Target(TRUTH, LABEL, NOTHING), STAGE, SMALL, rng())
     assert len(regions.boxes) == len(regions.labels) == 16
     assert (regions.labels == 2).sum() == 4 == len(regions.deltas), "a quarter of 16"
     assert (regions.boxes[:4] < 40).all() and (regions.boxes[4:] > 40).all()
@@ -54,6 +58,6 @@ def test_positive_regions_keep_to_their_share():
 def test_positive_anchors_keep_to_their_share():
     anchors = boxes_on_and_off_the_truth(50)
     scores, deltas = torch.zeros(1, 100, requires_grad=True), torch.ones(1, 100, 4, requires_grad=True)
-    sum(_rpn_losses(scores, deltas, anchors, [Target(TRUTH, LABEL, NOTHING)], SMALL, rng()).values()).backward()
+    sum(anchor_losses(scores, deltas, anchors, [Target(TRUTH, LABEL, NOTHING)], SMALL, rng()).values()).backward()
     assert (scores.grad[0, :50] < 0).sum() == 4 == deltas.grad[0].any(1).sum(), "a quarter of 16"
     assert (scores.grad[0, 50:] > 0).sum() == 12 and (scores.grad != 0).sum() == 16

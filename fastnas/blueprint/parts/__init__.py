@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 from fastnas.blueprint.parts.bifpn import Bifpn
+from fastnas.blueprint.parts.cascade import CascadeHead
 from fastnas.blueprint.parts.effdet import EffdetHead
 from fastnas.blueprint.parts.efficientnet import EfficientNet
 from fastnas.blueprint.parts.fpn import Fpn
@@ -14,12 +15,12 @@ from fastnas.blueprint.wiring import Wiring
 
 
 class Backbone(Protocol):
-    """`maps`: the levels that it hands to the neck, e.g. 2 to 5. `wire` adds its blocks: value by level."""
+    """`maps`: the levels that it has for the neck, e.g. 2 to 5. `wire` adds its blocks up to level `last`: value by level."""
 
     @property
     def maps(self) -> range: ...
 
-    def wire(self, wiring: Wiring) -> dict[int, str]: ...
+    def wire(self, wiring: Wiring, last: int) -> dict[int, str]: ...
 
 
 class Neck(Protocol):
@@ -61,6 +62,7 @@ PARTS: dict[str, Part] = {
     "bifpn": Part("neck", Bifpn, "channels"),
     "rpn": Part("rpn", Rpn, "proposals"),
     "rcnn": Part("head", RoiHead, "hidden"),
+    "cascade": Part("head", CascadeHead, "stages"),
     "effdet": Part("head", EffdetHead, "repeats"),
 }
 SLOTS = ("backbone", "neck", "rpn", "head")

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from fastnas.blueprint.check import YES_NO, integer, level_range, one_of
 from fastnas.blueprint.code import BlueprintError
-from fastnas.blueprint.spec import Shapes, Spec, conv_params, half
+from fastnas.blueprint.operators import Layers, Operators, Pass
+from fastnas.blueprint.spec import Shape, Shapes, Spec, conv_params, half
 from fastnas.blueprint.wiring import Wiring
 
 METHODS = ("fast", "softmax", "sum")
@@ -94,6 +95,11 @@ class CoarserLevel(Spec):
         n, _, h, w = inputs[0]
         return ((n, self.channels, half(h), half(w)),)
 
+    def operators(self, inputs: Shapes) -> Operators:
+        layers, x = Layers(), inputs[0]
+        layers.max_pool(3, layers.conv(self.channels, 1, x) if self.projects else x)
+        return layers.done()
+
 
 @dataclass(frozen=True)
 class FusionNode(Spec):
@@ -134,3 +140,18 @@ class FusionNode(Spec):
     def outputs(self, inputs: Shapes) -> Shapes:
         n, _, h, w = inputs[0]
         return ((n, self.channels, h, w),)
+
+    def operators(self, inputs: Shapes) -> Operators:
+        layers, size = Layers(), (1, self.channels, *inputs[0][2:])
+        maps = [layers.conv(self.channels, 1, x) if i in self.projected else x for i, x in enumerate(inputs)]
+        maps = [_resized(layers, x, size) for x in maps]
+        x = layers.add(Pass("fuse", size, activation="silu"), *maps)
+        layers.conv(self.channels, 1, layers.conv(self.channels, 3, x, groups=self.channels))
+        return layers.done()
+
+
+def _resized(layers: Layers, x: Shape, size: Shape) -> Shape:
+    """A map brought to a size: pooled where it is larger, repeated where it is smaller."""
+    if x[2] > size[2] or x[3] > size[3]:
+        return layers.max_pool(3, x)
+    return x if x == size else layers.add(Pass("upsample", size), x)

@@ -5,6 +5,8 @@ from typing import ClassVar
 
 from fastnas.blueprint.check import YES_NO, integer, one_of
 from fastnas.blueprint.code import BlueprintError
+from fastnas.blueprint.operators import Layers, Operator, Operators, elements
+from fastnas.blueprint.parts.rcnn import SUPPRESSIONS
 from fastnas.blueprint.spec import Shapes, Spec, conv_params
 from fastnas.blueprint.wiring import DETECTIONS, Wiring
 
@@ -26,6 +28,7 @@ class EffdetHead:
     bias: str = "yes"  # of the convolutions before batch norm; without effect, but the published weights have it
     topk: int = 5000  # (anchor, class) pairs kept before suppression
     detections: int = 100  # boxes kept per image
+    suppression: str = "hard"  # hard | linear | gaussian (the authors')
 
     takes_proposals: ClassVar[bool] = False
 
@@ -37,6 +40,7 @@ class EffdetHead:
         one_of("effdet bias", self.bias, YES_NO)
         integer("effdet topk", self.topk, 1, 1_000_000)
         integer("effdet detections", self.detections, 1, 1000)
+        one_of("effdet suppression", self.suppression, SUPPRESSIONS)
         if self.channels and not self.repeats:
             raise BlueprintError("effdet channels are those of the repeated convolutions, but repeats is 0")
 
@@ -48,7 +52,9 @@ class EffdetHead:
             spec = HeadTower(name, inside, self.channels or inside, self.repeats, anchors * values, len(pyramid), self.bias)
             for level, value in pyramid.items():
                 outputs.append(wiring.add(f"head.{name}", spec, [value], (f"head.{name}{level}",)))
-        suppression = AnchorDetections(wiring.input, self.scale, self.octaves, ASPECTS, self.topk, self.detections)
+        suppression = AnchorDetections(
+            wiring.input, self.scale, self.octaves, ASPECTS, self.topk, self.detections, suppression=self.suppression
+        )
         wiring.add("head.detections", suppression, outputs, DETECTIONS)
 
 
@@ -89,9 +95,16 @@ class HeadTower(Spec):
         n, _, h, w = inputs[0]
         return ((n, self.out_channels, h, w),)
 
+    def operators(self, inputs: Shapes) -> Operators:
+        layers, x, widths = Layers(), inputs[0], self.layers()
+        for index, (cin, cout) in enumerate(widths, 1):
+            x = layers.conv(cin, 3, x, groups=cin)
+            x = layers.conv(cout, 1, x, activation="silu" if index < len(widths) else "")
+        return layers.done()
+
 
 @dataclass(frozen=True)
-class AnchorDetections(Spec):
+class AnchorDetections(Operator):
     """Final suppression of a one-stage detector: the best `topk` (anchor, class) pairs by sigmoid score, decoded, class-wise
     suppression at IoU `nms`, best `detections` with a score over `score`.
 
@@ -108,6 +121,7 @@ class AnchorDetections(Spec):
     detections: int
     score: float = 0.001
     nms: float = 0.5
+    suppression: str = "hard"
 
     @property
     def anchors(self) -> int:
@@ -116,3 +130,12 @@ class AnchorDetections(Spec):
 
     def outputs(self, inputs: Shapes) -> Shapes:
         return (self.detections, 4), (self.detections,), (self.detections,)
+
+    def operations(self, inputs: Shapes) -> int:
+        """Pairs of boxes whose overlap suppression may ask for, where all of them are of one class."""
+        boxes = min(self.topk, elements(inputs[: len(inputs) // 2]))
+        return boxes * (boxes - 1) // 2
+
+    def launches(self, inputs: Shapes) -> int:
+        """Sigmoid and concatenation of every level, then top-k, decoding, filter, sort, suppression, top-k."""
+        return len(inputs) + 6

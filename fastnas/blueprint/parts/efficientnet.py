@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from fastnas.blueprint.check import level_range, one_of, string
 from fastnas.blueprint.code import BlueprintError
+from fastnas.blueprint.operators import Layers, Operators, Pass
 from fastnas.blueprint.show import show
 from fastnas.blueprint.spec import Shapes, Spec, conv_params, half
 from fastnas.blueprint.wiring import IMAGE, Wiring, stage_block_name
@@ -50,13 +51,13 @@ class EfficientNet:
     def maps(self) -> range:
         return level_range("efficientnet levels", self.levels, 1, 5)
 
-    def wire(self, wiring: Wiring) -> dict[int, str]:
+    def wire(self, wiring: Wiring, last: int) -> dict[int, str]:
         width, depth = _scaling(self.variant)
         channels = _round_channels(STEM_CHANNELS * width)
         value = wiring.add("backbone.stem", SiluStem(channels, self.padding, self.norm), [IMAGE])
         maps = {}
         for stage, (expansion, base, repeats, stride, kernel, level) in enumerate(STAGES):
-            if level > self.maps[-1]:
+            if level > last:
                 break
             out = _round_channels(base * width)
             for block in range(math.ceil(repeats * depth)):
@@ -64,7 +65,7 @@ class EfficientNet:
                 value = wiring.add(stage_block_name(stage, block), spec, [value])
                 channels = out
             maps[level] = value
-        return {level: maps[level] for level in self.maps}
+        return {level: maps[level] for level in self.maps if level <= last}
 
 
 def _scaling(variant: str) -> tuple[float, float]:
@@ -108,6 +109,11 @@ class SiluStem(Spec):
     def outputs(self, inputs: Shapes) -> Shapes:
         n, _, h, w = inputs[0]
         return ((n, self.channels, half(h), half(w)),)
+
+    def operators(self, inputs: Shapes) -> Operators:
+        layers = Layers()
+        layers.conv(self.channels, 3, inputs[0], stride=2, activation="silu")
+        return layers.done()
 
 
 @dataclass(frozen=True)
@@ -161,3 +167,14 @@ class MobileBlock(Spec):
     def outputs(self, inputs: Shapes) -> Shapes:
         n, _, h, w = inputs[0]
         return ((n, self.out_channels, half(h), half(w)) if self.stride == 2 else (n, self.out_channels, h, w),)
+
+    def operators(self, inputs: Shapes) -> Operators:
+        layers, x, width = Layers(), inputs[0], self.width
+        if self.expansion != 1:
+            x = layers.conv(width, 1, x, activation="silu")
+        x = layers.conv(width, self.kernel, x, stride=self.stride, groups=width, activation="silu")
+        gate = layers.add(Pass("mean", (1, width, 1, 1)), x)
+        gate = layers.conv(width, 1, layers.conv(self.squeezed, 1, gate, activation="silu"), activation="sigmoid")
+        x = layers.add(Pass("scale", x), x, gate)
+        layers.conv(self.out_channels, 1, x, *inputs[: self.adds])
+        return layers.done()

@@ -1,38 +1,72 @@
-"""Faster R-CNN head (Ren et al., 2015): pooled regions through two fully connected layers."""
+"""Faster R-CNN head (Ren et al., 2015): pooled regions through two fully connected layers. `cascade.py` repeats it."""
 
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fastnas.blueprint.check import integer
+from fastnas.blueprint.check import integer, one_of
+from fastnas.blueprint.operators import Layers, Linear, Operator, Operators, elements
 from fastnas.blueprint.spec import Shapes, Spec
 from fastnas.blueprint.wiring import DETECTIONS, Wiring
+
+SUPPRESSIONS = ("hard", "linear", "gaussian")  # the latter two: Soft-NMS (Bodla et al. 2017)
+QUALITIES = ("standard", "high")
+SCORES = {"standard": 0.05, "high": 0.001}  # below it a detection is dropped
+Weights = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """How one stage of a head on regions reads its deltas, and what it is trained for."""
+
+    iou: float  # with a box, from which on a region is positive
+    weights: Weights  # deltas are this many times larger than the RPN's: of centres, of sides (1 / standard deviation)
+    loss: float = 1.0  # weight of the stage's losses
+    beta: float = 1 / 9  # where smooth L1 turns from quadratic to linear
 
 
 @dataclass(frozen=True)
 class RoiHead:
-    """RoIAlign 7x7 on the backbone's levels and two fully connected layers."""
+    """RoIAlign 7x7 on the backbone's levels and two fully connected layers; box deltas for each class."""
 
     hidden: int = 1024
     detections: int = 100  # boxes kept per image
+    suppression: str = "hard"  # hard | linear | gaussian
+    quality: str = "standard"  # of the proposals; high: those of guided anchoring (trained at IoU 0.6, half the deviations)
 
     takes_proposals: ClassVar[bool] = True
 
     def __post_init__(self):
         integer("rcnn hidden", self.hidden, 8, 8192)
         integer("rcnn detections", self.detections, 1, 1000)
+        one_of("rcnn suppression", self.suppression, SUPPRESSIONS)
+        one_of("rcnn quality", self.quality, QUALITIES)
+
+    @property
+    def training(self) -> tuple[Stage, ...]:
+        """Standard as torchvision, high as the authors of guided anchoring (Wang et al. 2019)."""
+        return (Stage(0.5, (10.0, 5.0)) if self.quality == "standard" else Stage(0.6, (20.0, 10.0)),)
 
     def wire(self, wiring: Wiring, pyramid: dict[int, str], maps: range, classes: int, boxes: str) -> None:
-        levels = [level for level in pyramid if level in maps]
-        values = [pyramid[level] for level in levels]
-        pool = RoiPool(tuple(2**level for level in levels))
-        regions = wiring.add("head.pool", pool, [*values, boxes])
-        spec = BoxHead(wiring.channels(values[0]), pool.resolution, self.hidden, classes + 1)
-        wiring.add("head.box", spec, [regions], ("head.logits", "head.deltas"))
-        wiring.add("head.detections", Detections(wiring.input, self.detections), [boxes, "head.logits", "head.deltas"], DETECTIONS)
+        wire_stage(wiring, "head", pyramid, maps, boxes, self.hidden, classes, agnostic=False)
+        weights, score = self.training[0].weights, SCORES[self.quality]
+        suppression = Detections(wiring.input, self.detections, weights, score, suppression=self.suppression)
+        wiring.add("head.detections", suppression, [boxes, "head.logits", "head.deltas"], DETECTIONS)
+
+
+def wire_stage(
+    wiring: Wiring, name: str, pyramid: dict[int, str], maps: range, boxes: str, hidden: int, classes: int, agnostic: bool
+) -> None:
+    """Pooling of `boxes` from the levels that the backbone has, and the layers on it: values `name.logits`, `name.deltas`."""
+    levels = [level for level in pyramid if level in maps]
+    values = [pyramid[level] for level in levels]
+    pool = RoiPool(tuple(2**level for level in levels))
+    regions = wiring.add(f"{name}.pool", pool, [*values, boxes])
+    spec = BoxHead(wiring.channels(values[0]), pool.resolution, hidden, classes + 1, agnostic)
+    wiring.add(f"{name}.box", spec, [regions], (f"{name}.logits", f"{name}.deltas"))
 
 
 @dataclass(frozen=True)
-class RoiPool(Spec):
+class RoiPool(Operator):
     """Multi-level RoIAlign (He et al. 2017), level by the region's size. Inputs: levels, boxes. Output: (R, C, s, s)."""
 
     op = "roi-pool"
@@ -43,20 +77,35 @@ class RoiPool(Spec):
     def outputs(self, inputs: Shapes) -> Shapes:
         return ((inputs[-1][0], inputs[0][1], self.resolution, self.resolution),)
 
+    def traffic(self, inputs: Shapes) -> int:
+        """Every sample is read once: its four neighbours lie in caches, most pixels of the maps are never asked for."""
+        return elements(self.outputs(inputs)) * (self.sampling**2 + 1)
+
+    def operations(self, inputs: Shapes) -> int:
+        return elements(self.outputs(inputs)) * 4 * self.sampling**2
+
 
 @dataclass(frozen=True)
 class BoxHead(Spec):
-    """Two fully connected layers + ReLU, then class logits and per-class box deltas. `logits` = classes + background."""
+    """Two fully connected layers + ReLU, then class logits and box deltas. `logits` = classes + background.
+
+    agnostic: four deltas for all classes together, otherwise four for each of the logits.
+    """
 
     op = "box-head"
     channels: int
     resolution: int
     hidden: int
     logits: int
+    agnostic: bool = False
+
+    @property
+    def deltas(self) -> int:
+        return 4 if self.agnostic else 4 * self.logits
 
     def _linears(self) -> list[tuple[int, int]]:
         inside = self.channels * self.resolution**2
-        return [(inside, self.hidden), (self.hidden, self.hidden), (self.hidden, self.logits), (self.hidden, 4 * self.logits)]
+        return [(inside, self.hidden), (self.hidden, self.hidden), (self.hidden, self.logits), (self.hidden, self.deltas)]
 
     def params(self) -> int:
         return sum(fan_in * fan_out + fan_out for fan_in, fan_out in self._linears())
@@ -66,21 +115,43 @@ class BoxHead(Spec):
 
     def outputs(self, inputs: Shapes) -> Shapes:
         regions = inputs[0][0]
-        return (regions, self.logits), (regions, 4 * self.logits)
+        return (regions, self.logits), (regions, self.deltas)
+
+    def operators(self, inputs: Shapes) -> Operators:
+        layers, x = Layers(), inputs[0]
+        first, second, logits, deltas = self._linears()
+        for sizes in (first, second):
+            x = layers.add(Linear(*sizes, "relu"), x)
+        for sizes in (logits, deltas):
+            layers.add(Linear(*sizes), x)
+        return layers.done()
 
 
 @dataclass(frozen=True)
-class Detections(Spec):
-    """Final suppression: softmax, scores over `score`, decode per class, class-wise suppression at IoU `nms`, best `detections`.
+class Detections(Operator):
+    """Final suppression: mean of the stages' softmax, scores over `score`, decode (per class, unless there are four deltas),
+    class-wise suppression at IoU `nms`, best `detections`.
 
-    Inputs: boxes, logits, deltas. Outputs: boxes (D, 4) in input pixels, scores (D,), labels 1..classes (D,).
+    Inputs: boxes, logits of every stage, deltas of the last. Outputs: boxes (D, 4) in input pixels, scores (D,), labels
+    1..classes (D,).
     """
 
     op = "detections"
     input: tuple[int, int]
     detections: int
+    weights: Weights = (10.0, 5.0)
     score: float = 0.05
     nms: float = 0.5
+    suppression: str = "hard"
 
     def outputs(self, inputs: Shapes) -> Shapes:
         return (self.detections, 4), (self.detections,), (self.detections,)
+
+    def operations(self, inputs: Shapes) -> int:
+        """Pairs of boxes of one class whose overlap suppression may ask for."""
+        regions, logits = inputs[1]
+        return (logits - 1) * regions * (regions - 1) // 2
+
+    def launches(self, inputs: Shapes) -> int:
+        """Softmax, decoding, filter, sort, suppression, top-k."""
+        return 6

@@ -1,8 +1,10 @@
 """Region proposal network (Ren et al., 2015)."""
 
+import math
 from dataclasses import dataclass
 
 from fastnas.blueprint.check import integer
+from fastnas.blueprint.operators import Layers, Operator, Operators
 from fastnas.blueprint.spec import Shapes, Spec, conv_params
 from fastnas.blueprint.wiring import BOXES, Wiring
 
@@ -55,9 +57,16 @@ class RpnHead(Spec):
         n, _, h, w = inputs[0]
         return (n, self.anchors, h, w), (n, 4 * self.anchors, h, w)
 
+    def operators(self, inputs: Shapes) -> Operators:
+        layers = Layers()
+        x = layers.conv(self.channels, 3, inputs[0], activation="relu")
+        layers.conv(self.anchors, 1, x)
+        layers.conv(4 * self.anchors, 1, x)
+        return layers.done()
+
 
 @dataclass(frozen=True)
-class Proposals(Spec):
+class Proposals(Operator):
     """Proposal selection: best `topk` anchors per level, decode, clip, suppress per level at IoU `nms`, keep `proposals`.
 
     Inputs: the objectness maps of all levels, then their delta maps. Output: boxes (proposals, 4) in input pixels.
@@ -74,3 +83,12 @@ class Proposals(Spec):
 
     def outputs(self, inputs: Shapes) -> Shapes:
         return ((self.proposals, 4),)
+
+    def operations(self, inputs: Shapes) -> int:
+        """Pairs of boxes whose overlap suppression may ask for."""
+        levels = [min(self.topk, math.prod(scores)) for scores in inputs[: len(self.strides)]]
+        return sum(boxes * (boxes - 1) // 2 for boxes in levels)
+
+    def launches(self, inputs: Shapes) -> int:
+        """Top-k, decoding and suppression of every level, then the sort of all that is left."""
+        return 3 * len(self.strides) + 1

@@ -21,8 +21,10 @@ def names(network: Network, block: Block, key: str) -> list[str]:
         case spec.Stem() | spec.Residual():
             return resnet_names(network, block, key, BODY)
         case spec.FpnLevel():
-            kind, index = "inner" if layer == "lateral" else "layer", _level(network, block)
-            return [f"backbone.fpn.{kind}_blocks.{index}{zero}.{leaf}" for zero in (".0", "")]
+            (convolution, *norm), index = layer.split("."), _level(network, block)
+            kind = "inner" if convolution == "lateral" else "layer"
+            inside = (".1",) if norm == ["norm"] else (".0", "")
+            return [f"backbone.fpn.{kind}_blocks.{index}{number}.{leaf}" for number in inside]
         case spec.RpnHead():
             return [f"rpn.head.conv{zero}.{leaf}" for zero in (".0.0", "")] if layer == "conv" else [f"rpn.head.{key}"]
         case spec.BoxHead():

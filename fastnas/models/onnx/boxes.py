@@ -16,12 +16,12 @@ import math
 import numpy as np
 
 from fastnas.blueprint import blocks as b
+from fastnas.errors import InputError
 from fastnas.models.anchors import cell_anchors, level_anchors
 from fastnas.models.onnx.graph import Graph
 from fastnas.models.onnx.weights import Weights
 
 MAX_LOG_SIDE = math.log(1000 / 16)  # deltas of width and height are clamped here before the exponential
-HEAD_WEIGHTS = (10.0, 10.0, 5.0, 5.0)  # the box head's deltas are this many times larger than the RPN's
 SMALLEST_PROPOSAL = 1e-3  # pixels; narrower boxes are dropped
 SMALLEST_DETECTION = 1e-2
 CANDIDATES = 2000  # pairs in a static graph
@@ -50,7 +50,7 @@ def emit_proposals(
         anchors.append(graph.add("Gather", graph.store(f"{name}.anchors{level}", boxes), index, axis=0))
         owner += [level] * kept
     total = len(owner)
-    boxes = _decode(graph, _join(graph, anchors), _join(graph, deltas), (1.0, 1.0, 1.0, 1.0), spec.input)
+    boxes = _decode(graph, _join(graph, anchors), _join(graph, deltas), (1.0, 1.0), spec.input)
     score = _join(graph, scores)  # logits: the sigmoid changes no order
     score = graph.add("Where", _large_enough(graph, boxes, SMALLEST_PROPOSAL), score, graph.constant([_NEVER]))
     mine = graph.store(f"{name}.owner", np.arange(levels).reshape(1, levels, 1) == np.array(owner).reshape(1, 1, total))
@@ -70,7 +70,7 @@ def emit_roi_pool(
     if len(maps) == 1:
         return [_roi_align(graph, spec, maps[0], boxes, batch, spec.strides[0])]
     lowest = round(math.log2(spec.strides[0]))
-    x1, y1, x2, y2 = graph.add("Split", boxes, outputs=4, axis=1)
+    x1, y1, x2, y2 = _split(graph, boxes, 4)
     area = graph.add("Mul", graph.add("Sub", x2, x1), graph.add("Sub", y2, y1))
     sides = [_CANONICAL_SIDE * 2 ** (lowest + index - _CANONICAL_LEVEL - _LEVEL_EPS) for index in range(1, len(maps))]
     # as a comparison of areas: the levels whose smallest area this region reaches
@@ -95,9 +95,10 @@ def emit_detections(
     graph: Graph, weights: Weights, name: str, spec: b.Detections, inputs: list[str], shapes: b.Shapes
 ) -> list[str]:
     """Only the (region, class) pairs over the score threshold are decoded; one suppression with the classes of the data."""
-    boxes, logits, deltas = inputs
+    _require_hard(spec)
+    boxes, *logits, deltas = inputs
     regions, columns = shapes[1]
-    scores = graph.add("Softmax", logits, axis=1)
+    scores = _mean(graph, [graph.add("Softmax", stage, axis=1) for stage in logits])
     scores = graph.add("Slice", scores, graph.integers(1), graph.integers(columns), graph.integers(1))  # background is column 0
     flat = graph.add("Reshape", scores, graph.integers(-1))
     count = min(CANDIDATES, regions * (columns - 1))
@@ -111,9 +112,12 @@ def emit_detections(
     classes = graph.integers(columns - 1)
     region = graph.add("Div", passing, classes)
     label = graph.add("Add", graph.add("Sub", passing, graph.add("Mul", region, classes)), graph.integers(1))
-    row = graph.add("Add", graph.add("Mul", region, graph.integers(columns)), label)
-    delta = graph.add("Gather", graph.add("Reshape", deltas, graph.integers(regions * columns, 4)), row, axis=0)
-    decoded = _decode(graph, graph.add("Gather", boxes, region, axis=0), delta, HEAD_WEIGHTS, spec.input)
+    row = region
+    if shapes[-1][1] != 4:  # deltas of every class
+        row = graph.add("Add", graph.add("Mul", region, graph.integers(columns)), label)
+        deltas = graph.add("Reshape", deltas, graph.integers(regions * columns, 4))
+    delta = graph.add("Gather", deltas, row, axis=0)
+    decoded = _decode(graph, graph.add("Gather", boxes, region, axis=0), delta, spec.weights, spec.input)
     score = graph.add("Where", _large_enough(graph, decoded, SMALLEST_DETECTION), score, graph.constant([_NEVER]))
     mine = graph.add("Equal", graph.constant(np.arange(1, columns).reshape(1, -1, 1), np.int64), label)
     by_class = graph.add("Where", mine, score, graph.constant([_NEVER]))
@@ -127,6 +131,10 @@ def emit_detections(
     ]
 
 
+def emit_refine(graph: Graph, weights: Weights, name: str, spec: b.Refine, inputs: list[str], shapes: b.Shapes) -> list[str]:
+    return [_decode(graph, *inputs, spec.weights, spec.input)]
+
+
 def emit_anchor_detections(
     graph: Graph, weights: Weights, name: str, spec: b.AnchorDetections, inputs: list[str], shapes: b.Shapes
 ) -> list[str]:
@@ -135,6 +143,7 @@ def emit_anchor_detections(
     All indices are those of the raw maps, level by level: anchor a at cell p of a level whose anchors start at s has index
     s + a cells + p, and its class or code c lies at (s + a cells) columns + c cells + p, in maps of `columns` channels an anchor.
     """
+    _require_hard(spec)
     levels = len(inputs) // 2
     classes = shapes[0][1] // spec.anchors
     flat, best, anchors, starts, cells = [], [], [], [], []
@@ -161,7 +170,7 @@ def emit_anchor_detections(
     codes = _join(graph, [graph.add("Reshape", value, graph.integers(-1)) for value in inputs[levels:]])
     codes = graph.add("Gather", codes, _Places(graph, index, starts, cells).of(4, (1, 0, 3, 2)), axis=0)  # codes have y first
     reference = graph.add("Gather", graph.store(f"{name}.anchors", np.concatenate(anchors)), index, axis=0)
-    decoded = _decode(graph, reference, codes, (1.0, 1.0, 1.0, 1.0), spec.input)
+    decoded = _decode(graph, reference, codes, (1.0, 1.0), spec.input)
     score = graph.add("Sigmoid", logit)
     for usable in (_large_enough(graph, decoded, SMALLEST_DETECTION), graph.add("Greater", score, graph.constant(spec.score))):
         score = graph.add("Where", usable, score, graph.constant([_NEVER]))
@@ -194,6 +203,22 @@ class _Places:
         return self._graph.add("Add", first, self._graph.add("Mul", self._cells, self._graph.constant([list(wanted)], np.int64)))
 
 
+def _require_hard(spec: b.Detections | b.AnchorDetections) -> None:
+    """No ONNX operator lowers scores step by step, and a Loop of its own would be timed, not Soft-NMS."""
+    if spec.suppression != "hard":
+        raise InputError(
+            f"Soft-NMS cannot be written as ONNX: the head's suppression={spec.suppression} runs in torch only "
+            "(take suppression=hard, or an engine of torch)"
+        )
+
+
+def _mean(graph: Graph, values: list[str]) -> str:
+    total = values[0]
+    for value in values[1:]:
+        total = graph.add("Add", total, value)
+    return graph.add("Mul", total, graph.constant([1 / len(values)])) if len(values) > 1 else total
+
+
 def _pick_deltas(graph: Graph, deltas: str, index: str, cells: int) -> str:
     """Deltas (K, 4) of anchors `index` (K,) in a raw map (1, 4A, H, W) whose channels are anchor-major.
 
@@ -206,14 +231,14 @@ def _pick_deltas(graph: Graph, deltas: str, index: str, cells: int) -> str:
     return graph.add("Gather", flat, graph.add("Add", start, graph.integers(0, cells, 2 * cells, 3 * cells)), axis=0)
 
 
-def _decode(graph: Graph, anchors: str, deltas: str, weights: tuple[float, ...], size: tuple[int, int]) -> str:
+def _decode(graph: Graph, anchors: str, deltas: str, weights: b.Weights, size: tuple[int, int]) -> str:
     """Boxes (K, 4) inside an image of `size` (height, width) from anchors (K, 4) and deltas (K, 4): torchvision's BoxCoder."""
-    top_left, bottom_right = graph.add("Split", anchors, outputs=2, axis=1)
+    top_left, bottom_right = _split(graph, anchors, 2)
     sides = graph.add("Sub", bottom_right, top_left)
     centre = graph.add("Add", top_left, graph.add("Mul", sides, graph.constant([0.5])))
-    if weights != (1.0, 1.0, 1.0, 1.0):
-        deltas = graph.add("Div", deltas, graph.constant(weights))
-    shift, log_scale = graph.add("Split", deltas, outputs=2, axis=1)
+    if weights != (1.0, 1.0):
+        deltas = graph.add("Div", deltas, graph.constant(np.repeat(weights, 2)))
+    shift, log_scale = _split(graph, deltas, 2)
     centre = graph.add("Add", graph.add("Mul", shift, sides), centre)
     scale = graph.add("Exp", graph.add("Min", log_scale, graph.constant([MAX_LOG_SIDE])))
     reach = graph.add("Mul", graph.add("Mul", scale, sides), graph.constant([0.5]))
@@ -223,9 +248,15 @@ def _decode(graph: Graph, anchors: str, deltas: str, weights: tuple[float, ...],
     return graph.add("Max", boxes, graph.constant([0]))
 
 
+def _split(graph: Graph, boxes: str, parts: int) -> tuple[str, ...]:
+    """Columns of boxes (K, 4) in 2 or 4 equal parts. With their sizes said: ONNX Runtime 1.31 takes two Splits of one value for the
+    same node, and gives one the outputs of the other, where only the number of the outputs tells them apart."""
+    return graph.add("Split", boxes, graph.integers(*[4 // parts] * parts), outputs=parts, axis=1)
+
+
 def _large_enough(graph: Graph, boxes: str, smallest: float) -> str:
     """Which of the boxes (K, 4) are at least `smallest` pixels wide and high: bool (K,)."""
-    top_left, bottom_right = graph.add("Split", boxes, outputs=2, axis=1)
+    top_left, bottom_right = _split(graph, boxes, 2)
     side = graph.add("ReduceMin", graph.add("Sub", bottom_right, top_left), axes=[1], keepdims=0)
     return graph.add("GreaterOrEqual", side, graph.constant(smallest))
 

@@ -6,27 +6,34 @@ import numpy as np
 import onnx
 
 from fastnas.blueprint import blocks as b
+from fastnas.blueprint import operators as o
 from fastnas.blueprint.wiring import DETECTIONS, IMAGE, Block, Network, Use
-from fastnas.models.onnx import boxes, efficientdet, layers, synthetic
+from fastnas.models.onnx import boxes, efficientdet, layers, operators, synthetic
 from fastnas.models.onnx.graph import Graph
 from fastnas.models.onnx.weights import RandomWeights, StateWeights, Weights, normal
 
 EMITTERS = {
     b.Stem: layers.emit_stem,
     b.Residual: layers.emit_residual,
+    b.Connector: layers.emit_connector,
     b.SiluStem: efficientdet.emit_silu_stem,
     b.MobileBlock: efficientdet.emit_mobile_block,
     b.FpnLevel: layers.emit_fpn_level,
     b.MaxPoolLevel: layers.emit_max_pool_level,
+    b.ConvLevel: layers.emit_conv_level,
     b.CoarserLevel: efficientdet.emit_coarser_level,
     b.FusionNode: efficientdet.emit_fusion_node,
     b.HeadTower: efficientdet.emit_head_tower,
     b.RpnHead: layers.emit_rpn_head,
     b.BoxHead: layers.emit_box_head,
     b.Proposals: boxes.emit_proposals,
+    b.Refine: boxes.emit_refine,
     b.RoiPool: boxes.emit_roi_pool,
     b.Detections: boxes.emit_detections,
     b.AnchorDetections: boxes.emit_anchor_detections,
+    o.Conv: operators.emit_conv,
+    o.Linear: operators.emit_linear,
+    o.Pass: operators.emit_pass,
 }
 
 
@@ -41,8 +48,8 @@ def block_model(
     graph = Graph(static)
     inputs = [graph.input(f"in{index}", shape) for index, shape in enumerate(input_shapes)]
     results = EMITTERS[type(spec)](graph, _source(weights, seed), "block", spec, inputs, input_shapes)
-    shapes, dtypes = spec.outputs(input_shapes), output_dtypes(spec)
-    rows = zip(results, shapes, dtypes, strict=True)
+    shapes = spec.outputs(input_shapes)
+    rows = zip(results, shapes, output_dtypes(spec, len(shapes)), strict=True)
     return graph.model([(value, f"out{index}", shape, dtype) for index, (value, shape, dtype) in enumerate(rows)])
 
 
@@ -72,7 +79,7 @@ def network_model(
             if use.inputs[index] not in outputs:
                 outputs.append(use.inputs[index])
         values.update(zip(use.outputs, emit(graph, source, block, use, inputs), strict=True))
-        dtypes.update(zip(use.outputs, output_dtypes(block.spec), strict=True))
+        dtypes.update(zip(use.outputs, output_dtypes(block.spec, len(use.outputs)), strict=True))
     return graph.model([(values[name], name, network.shapes[name], dtypes[name]) for name in outputs])
 
 
@@ -92,12 +99,11 @@ def network_inputs(network: Network) -> dict[str, np.ndarray]:
     return arrays
 
 
-def output_dtypes(spec: b.Spec) -> tuple[np.dtype, ...]:
+def output_dtypes(spec: b.Spec, outputs: int) -> tuple[np.dtype, ...]:
     """Of each output of a block: float32, except the labels."""
     if isinstance(spec, b.Detections | b.AnchorDetections):
         return np.dtype(np.float32), np.dtype(np.float32), np.dtype(np.int64)
-    floats = {b.FpnLevel: 1 + getattr(spec, "feeds", 0), b.RpnHead: 2, b.BoxHead: 2}.get(type(spec), 1)
-    return (np.dtype(np.float32),) * floats
+    return (np.dtype(np.float32),) * outputs
 
 
 def _source(weights: Mapping[str, np.ndarray] | None, seed: int = 0) -> Weights:

@@ -39,7 +39,7 @@ def deployed_model(
     for block, use in network.steps:
         if set(outputs) <= dtypes.keys():
             break
-        dtypes.update(zip(use.outputs, output_dtypes(block.spec), strict=True))
+        dtypes.update(zip(use.outputs, output_dtypes(block.spec, len(use.outputs)), strict=True))
         if takes_images(block, use, together):
             together.update(zip(use.outputs, emit(graph, source, block, use, [together[name] for name in use.inputs]), strict=True))
             continue

@@ -9,19 +9,23 @@ from fastnas.blueprint import blocks as b
 from fastnas.models.onnx.graph import Graph
 from fastnas.models.onnx.weights import EPS, Weights
 
+WS_EPS = 1e-5  # of standardised weights
 _LAST = 0.25  # gain of the last convolution of a residual branch with random weights: depth must not blow the values up
 
 
 def emit_stem(graph: Graph, weights: Weights, name: str, spec: b.Stem, inputs: list[str], shapes: b.Shapes) -> list[str]:
-    if spec.kind == "7x7":
-        shape = (spec.channels, 3, 7, 7)
-        value = conv_norm(graph, weights, f"{name}.conv1", f"{name}.norm1", spec.norm, inputs[0], shape, stride=2, act="relu")
-        return [graph.add("MaxPool", value, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])]
-    middle, value = spec.channels // 2, inputs[0]
-    for index, shape in ((1, (middle, 3, 3, 3)), (2, (spec.channels, middle, 3, 3))):
+    pools = spec.kind == "7x7"
+
+    def convolved(index: int, value: str, shape: tuple[int, ...]) -> str:
         layers = f"{name}.conv{index}", f"{name}.norm{index}"
-        value = conv_norm(graph, weights, *layers, spec.norm, value, shape, stride=2, act="relu")
-    return [value]
+        return conv_norm(graph, weights, *layers, spec.norm, value, shape, stride=2, act="relu", most=spec.channels // 2)
+
+    first = convolved(1, inputs[0], (spec.first, 3, 7, 7) if pools else (spec.first, 3, 3, 3))
+    if pools:
+        value = graph.add("MaxPool", first, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
+    else:
+        value = convolved(2, first, (spec.channels, spec.first, 3, 3))
+    return [value, first] if spec.taps else [value]
 
 
 def emit_residual(graph: Graph, weights: Weights, name: str, spec: b.Residual, inputs: list[str], shapes: b.Shapes) -> list[str]:
@@ -35,26 +39,51 @@ def emit_residual(graph: Graph, weights: Weights, name: str, spec: b.Residual, i
         value = conv_norm(
             graph, weights, *layers, spec.norm, value, shape,
             stride=spec.stride if index == strided else 1, groups=groups, act=None if last else "relu", gain=_LAST if last else 1.0,
+            most=spec.base // 2,
         )  # fmt: skip
     shortcut = inputs[0]
     if spec.projects:
         cin, cout, kernel, _, _ = convs[-1]
         shape = (cout, cin, kernel, kernel)
         layers = f"{name}.downsample.conv", f"{name}.downsample.norm"
-        shortcut = conv_norm(graph, weights, *layers, spec.norm, shortcut, shape, stride=spec.stride, gain=0.7)
+        shortcut = conv_norm(
+            graph, weights, *layers, spec.norm, shortcut, shape, stride=spec.stride, gain=0.7, most=spec.base // 2
+        )
     return [graph.add("Relu", graph.add("Add", value, shortcut))]
 
 
+def emit_connector(graph: Graph, weights: Weights, name: str, spec: b.Connector, inputs: list[str], shapes: b.Shapes) -> list[str]:
+    layers, shape = (f"{name}.feedback.conv", f"{name}.feedback.norm"), (spec.channels, spec.in_channels, 1, 1)
+    fed = conv_norm(graph, weights, *layers, spec.norm, inputs[1], shape, gain=_LAST, most=spec.groups)
+    if shapes[1][2:] != shapes[0][2:]:
+        fed = upsample(graph, fed, (1, spec.channels, *shapes[1][2:]), shapes[0])
+    return [graph.add("Add", inputs[0], fed)]
+
+
 def emit_fpn_level(graph: Graph, weights: Weights, name: str, spec: b.FpnLevel, inputs: list[str], shapes: b.Shapes) -> list[str]:
-    merged = conv(graph, weights, f"{name}.lateral", inputs[0], (spec.channels, spec.in_channels, 1, 1), gain=0.7)
+    merged = pyramid_conv(graph, weights, f"{name}.lateral", spec.norm, inputs[0], (spec.channels, spec.in_channels, 1, 1))
     if not spec.top:
         merged = graph.add("Add", merged, upsample(graph, inputs[1], shapes[1], shapes[0]))
-    level = conv(graph, weights, f"{name}.output", merged, (spec.channels, spec.channels, 3, 3), gain=0.7)
+    level = pyramid_conv(graph, weights, f"{name}.output", spec.norm, merged, (spec.channels, spec.channels, 3, 3))
     return [level, merged] if spec.feeds else [level]
+
+
+def pyramid_conv(
+    graph: Graph, weights: Weights, layer: str, norm: str, value: str, shape: tuple[int, ...], stride: int = 1
+) -> str:
+    """A convolution with a bias, or with a norm behind it."""
+    if norm == "none":
+        return conv(graph, weights, layer, value, shape, gain=0.7, stride=stride)
+    return conv_norm(graph, weights, f"{layer}.conv", f"{layer}.norm", norm, value, shape, gain=0.7, stride=stride)
 
 
 def emit_max_pool_level(graph: Graph, weights: Weights, name: str, spec, inputs: list[str], shapes: b.Shapes) -> list[str]:
     return [graph.add("MaxPool", inputs[0], kernel_shape=[1, 1], strides=[2, 2])]
+
+
+def emit_conv_level(graph: Graph, weights: Weights, name: str, spec: b.ConvLevel, inputs: list[str], shapes: b.Shapes) -> list[str]:
+    value, shape = graph.add("Relu", inputs[0]) if spec.relu else inputs[0], (spec.channels, spec.in_channels, 3, 3)
+    return [pyramid_conv(graph, weights, f"{name}.output", spec.norm, value, shape, stride=2)]
 
 
 def emit_rpn_head(graph: Graph, weights: Weights, name: str, spec: b.RpnHead, inputs: list[str], shapes: b.Shapes) -> list[str]:
@@ -73,26 +102,28 @@ def emit_box_head(graph: Graph, weights: Weights, name: str, spec: b.BoxHead, in
     value = graph.add("Relu", linear(graph, weights, f"{name}.fc7", value, (spec.hidden, spec.hidden)))
     return [
         linear(graph, weights, f"{name}.cls_score", value, (spec.logits, spec.hidden)),
-        linear(graph, weights, f"{name}.bbox_pred", value, (4 * spec.logits, spec.hidden), gain=0.1),
+        linear(graph, weights, f"{name}.bbox_pred", value, (spec.deltas, spec.hidden), gain=0.1),
     ]
 
 
 def conv_norm(
     graph: Graph, weights: Weights, conv: str, norm: str, kind: str, value: str, shape: tuple[int, ...], stride: int = 1,
     groups: int = 1, act: str | None = None, gain: float = 1.0, pads: list[int] | None = None, eps: float = EPS, bias: bool = False,
+    most: int = 32,
 ) -> str:  # fmt: skip
-    """Convolution, norm and activation (relu, silu). conv, norm: names of the two layers; kind: bn | gn; bias: of the convolution.
+    """Convolution, norm and activation (relu, silu). conv, norm: names of the two layers; bias: of the convolution.
 
-    pads: top, left, bottom, right (default: half the kernel everywhere).
+    kind: bn | gn | gnws; most: as for `norm_groups`. pads: top, left, bottom, right (default: half the kernel everywhere).
     """
     if kind == "bn":
         weight, shift = weights.folded(conv, norm, shape, gain, eps, bias)
         parameters = [graph.store(f"{norm}.folded.weight", weight, shape[0]), graph.store(f"{norm}.folded.bias", shift)]
     else:
-        parameters = [graph.store(f"{conv}.weight", weights.dense(conv, shape, gain), shape[0])]
+        weight = weights.dense(conv, shape, gain)
+        parameters = [graph.store(f"{conv}.weight", standardized(weight) if kind == "gnws" else weight, shape[0])]
     value = graph.add("Conv", value, *parameters, **window(shape[2], stride, pads), group=groups)
-    if kind == "gn":
-        value = group_norm(graph, weights, norm, value, shape[0])
+    if kind != "bn":
+        value = group_norm(graph, weights, norm, value, shape[0], b.norm_groups(kind, shape[0], most))
     return activation(graph, value, act)
 
 
@@ -102,12 +133,18 @@ def activation(graph: Graph, value: str, act: str | None) -> str:
     return graph.add("Relu", value) if act == "relu" else value
 
 
-def group_norm(graph: Graph, weights: Weights, name: str, value: str, channels: int) -> str:
+def standardized(weight: np.ndarray) -> np.ndarray:
+    """Filters of zero mean and unit variance (Qiao et al. 2019), as `fastnas.ops.standardize_weight` by the paper's convention."""
+    rows = weight.reshape(len(weight), -1).astype(np.float64)
+    rows = (rows - rows.mean(1, keepdims=True)) / (rows.std(1, ddof=min(1, rows.shape[1] - 1), keepdims=True) + WS_EPS)
+    return rows.reshape(weight.shape).astype(np.float32)
+
+
+def group_norm(graph: Graph, weights: Weights, name: str, value: str, channels: int, groups: int) -> str:
     """GroupNorm (Wu & He 2018) as instance norm over (groups, everything else), then scale and shift per channel.
 
     The latter as a batch norm with mean 0 and variance 1: one pass over the map, about 3 % of a block faster than Mul and Add.
     """
-    groups = b.gn_groups(channels)
     grouped = graph.add("Reshape", value, graph.integers(0, groups, -1))  # 0: as many images as there are
     ones, zeros = graph.constant(np.ones(groups)), graph.constant(np.zeros(groups))
     grouped = graph.add("InstanceNormalization", grouped, ones, zeros, epsilon=EPS)
@@ -120,14 +157,14 @@ def group_norm(graph: Graph, weights: Weights, name: str, value: str, channels: 
 
 def conv(
     graph: Graph, weights: Weights, layer: str, value: str, shape: tuple[int, ...],
-    gain: float = 1.0, groups: int = 1, bias: bool = True,
+    gain: float = 1.0, groups: int = 1, bias: bool = True, stride: int = 1,
 ) -> str:  # fmt: skip
-    """Convolution of stride 1 without a norm."""
+    """Convolution without a norm."""
     if bias:
         parameters = weight_and_bias(graph, weights, layer, shape, gain)
     else:
         parameters = (graph.store(f"{layer}.weight", weights.dense(layer, shape, gain), shape[0]),)
-    return graph.add("Conv", value, *parameters, **window(shape[2], 1), group=groups)
+    return graph.add("Conv", value, *parameters, **window(shape[2], stride), group=groups)
 
 
 def linear(graph: Graph, weights: Weights, layer: str, value: str, shape: tuple[int, ...], gain: float = 1.0) -> str:

@@ -36,7 +36,9 @@ def block_inputs(spec: b.Spec, shapes: b.Shapes) -> list[np.ndarray]:
         height, width = (side * spec.strides[0] for side in shapes[0][2:])
         return [*[normal(shape, 1.0) for shape in shapes[:-1]], _regions((height, width), shapes[-1][0])[0]]
     if isinstance(spec, b.Detections):
-        return list(_head_outputs(spec.input, shapes[1]))
+        return list(_head_outputs(spec, shapes))
+    if isinstance(spec, b.Refine):
+        return [_regions(spec.input, shapes[0][0])[0], normal(shapes[1], 1.0)]
     if isinstance(spec, b.AnchorDetections):
         return list(_anchor_maps(spec, shapes))
     return [normal(shape, 1.0) for shape in shapes]
@@ -46,6 +48,8 @@ def replaced(spec: b.Spec, inputs: int) -> range:
     """Which of a block's inputs are read from the scene when a whole network is timed: those its time depends on."""
     if isinstance(spec, b.Proposals | b.Detections | b.AnchorDetections):
         return range(inputs)
+    if isinstance(spec, b.Refine):
+        return range(1)  # its boxes, of which there are as many as in the stage's pool
     return range(inputs - 1, inputs) if isinstance(spec, b.RoiPool) else range(0)
 
 
@@ -82,20 +86,21 @@ def _regions(size: tuple[int, int], count: int) -> tuple[np.ndarray, np.ndarray]
 
 
 @lru_cache(maxsize=8)
-def _head_outputs(size: tuple[int, int], logits_shape: b.Shape) -> tuple[np.ndarray, ...]:
-    """Regions, class logits and class-specific deltas of the box head."""
-    regions, columns = logits_shape
+def _head_outputs(spec: b.Detections, shapes: b.Shapes) -> tuple[np.ndarray, ...]:
+    """Regions, class logits of every stage (the same of all) and deltas of the box head."""
+    regions, columns = shapes[1]
     random = np.random.default_rng(SEED + 3)
-    boxes, shown = _regions(size, regions)
-    objects, classes = _objects(size)
+    boxes, shown = _regions(spec.input, regions)
+    objects, classes = _objects(spec.input)
     logits = random.normal(0, 1, (regions, columns))
     logits[:, 0] += np.where(shown >= 0, 3, 6)
     rows = np.flatnonzero(shown >= 0)
     labels = 1 + (classes[shown[rows]] * (columns - 1)).astype(np.int64)
     logits[rows, labels] += 6 * random.random(len(rows))
-    deltas = random.normal(0, 0.5, (regions, columns, 4))
-    deltas[rows] += 0.8 * (_encode(boxes[rows], objects[shown[rows]]) * (10, 10, 5, 5))[:, None]
-    return boxes, logits.astype(np.float32), deltas.reshape(regions, -1).astype(np.float32)
+    deltas = random.normal(0, 0.5, (regions, shapes[-1][1] // 4, 4))
+    deltas[rows] += 0.8 * (_encode(boxes[rows], objects[shown[rows]]) * np.repeat(spec.weights, 2))[:, None]
+    stages = [logits.astype(np.float32)] * (len(shapes) - 2)
+    return boxes, *stages, deltas.reshape(regions, -1).astype(np.float32)
 
 
 @lru_cache(maxsize=2)

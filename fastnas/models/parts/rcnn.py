@@ -1,9 +1,11 @@
-"""Modules of the Faster R-CNN head (`fastnas.blueprint.parts.rcnn`)."""
+"""Modules of heads on regions (`fastnas.blueprint.parts.rcnn`, `fastnas.blueprint.parts.cascade`)."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastnas.blueprint import blocks as spec
+from fastnas.models.boxes import clip, decode
 from fastnas.ops import multiscale_roi_align
 
 
@@ -21,14 +23,15 @@ class RoiPool(nn.Module):
 
 
 class BoxHead(nn.Module):
-    """Regions (K, C, s, s) -> class logits (K, classes + 1) and box deltas (K, 4 (classes + 1)); class 0 is the background."""
+    """Regions (K, C, s, s) -> class logits (K, classes + 1), class 0 is the background, and box deltas (K, 4 (classes + 1)), or
+    (K, 4) for all classes together."""
 
     def __init__(self, s: spec.BoxHead):
         super().__init__()
         self.fc6 = nn.Linear(s.channels * s.resolution**2, s.hidden)
         self.fc7 = nn.Linear(s.hidden, s.hidden)
         self.cls_score = nn.Linear(s.hidden, s.logits)
-        self.bbox_pred = nn.Linear(s.hidden, 4 * s.logits)
+        self.bbox_pred = nn.Linear(s.hidden, s.deltas)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x = F.relu(self.fc6(x.flatten(1)), inplace=True)
@@ -39,3 +42,15 @@ class BoxHead(nn.Module):
         for layer, std in ((self.cls_score, 0.01), (self.bbox_pred, 0.001)):
             nn.init.normal_(layer.weight, std=std)
             nn.init.zeros_(layer.bias)
+
+
+class Refine(nn.Module):
+    """Boxes (K, 4), or (K, 5) with the image index first, and deltas (K, 4) -> boxes inside the image, in the same form."""
+
+    def __init__(self, s: spec.Refine):
+        super().__init__()
+        self.spec = s
+
+    def forward(self, boxes: Tensor, deltas: Tensor) -> Tensor:
+        refined = clip(decode(deltas, boxes[:, -4:], self.spec.weights), self.spec.input)
+        return torch.cat([boxes[:, :-4], refined], 1)

@@ -4,46 +4,32 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastnas.blueprint import blocks as spec
-from fastnas.models.layers import conv, initialize_convs, make_norm
+from fastnas.models.layers import ConvNorm, conv, initialize_convs, make_norm
 
 
 class Stem(nn.Module):
-    """Image (N, 3, H, W) -> (N, C, H/4, W/4)."""
+    """Image (N, 3, H, W) -> (N, C, H/4, W/4), and the map behind the first convolution if it is tapped."""
 
     def __init__(self, s: spec.Stem):
         super().__init__()
-        self.pools = s.kind == "7x7"
-        middle = s.channels if self.pools else s.channels // 2
-        self.conv1 = conv(3, middle, 7 if self.pools else 3, stride=2)
-        self.norm1 = make_norm(s.norm, middle, "relu")
+        self.pools, self.taps = s.kind == "7x7", s.taps
+        self.conv1 = conv(3, s.first, 7 if self.pools else 3, stride=2, norm=s.norm)
+        self.norm1 = make_norm(s.norm, s.first, "relu", s.channels // 2)
         if not self.pools:
-            self.conv2 = conv(middle, s.channels, 3, stride=2)
-            self.norm2 = make_norm(s.norm, s.channels, "relu")
+            self.conv2 = conv(s.first, s.channels, 3, stride=2, norm=s.norm)
+            self.norm2 = make_norm(s.norm, s.channels, "relu", s.channels // 2)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.norm1(self.conv1(x))
-        if self.pools:
-            return F.max_pool2d(x, 3, stride=2, padding=1)
-        return self.norm2(self.conv2(x))
+    def forward(self, x: Tensor):
+        first = self.norm1(self.conv1(x))
+        x = F.max_pool2d(first, 3, stride=2, padding=1) if self.pools else self.norm2(self.conv2(first))
+        return (x, first) if self.taps else x
 
     def initialize(self) -> None:
         initialize_convs(self)
 
 
-class Projection(nn.Module):
-    """1x1 convolution and norm on the shortcut, where a block changes shape."""
-
-    def __init__(self, cin: int, cout: int, stride: int, norm: str):
-        super().__init__()
-        self.conv = conv(cin, cout, 1, stride)
-        self.norm = make_norm(norm, cout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.conv(x))
-
-
 class Residual(nn.Module):
-    """basic, bottleneck and resnext32x4d blocks: (N, Cin, H, W) -> (N, Cout, H/stride, W/stride)."""
+    """All kinds of residual blocks: (N, Cin, H, W) -> (N, Cout, H/stride, W/stride)."""
 
     def __init__(self, s: spec.Residual):
         super().__init__()
@@ -51,9 +37,10 @@ class Residual(nn.Module):
         strided = 0 if s.kind == "basic" else 1  # the 3x3 convolution that carries the stride
         self.depth = len(convs)
         for index, (cin, cout, kernel, groups, _) in enumerate(convs):
-            self.add_module(f"conv{index + 1}", conv(cin, cout, kernel, s.stride if index == strided else 1, groups))
-            self.add_module(f"norm{index + 1}", make_norm(s.norm, cout, "relu"))
-        self.downsample = Projection(s.in_channels, s.out_channels, s.stride, s.norm) if s.projects else None
+            stride = s.stride if index == strided else 1
+            self.add_module(f"conv{index + 1}", conv(cin, cout, kernel, stride, groups, norm=s.norm))
+            self.add_module(f"norm{index + 1}", make_norm(s.norm, cout, "relu", s.base // 2))
+        self.downsample = ConvNorm(s.in_channels, s.out_channels, 1, s.stride, s.norm, s.base // 2) if s.projects else None
 
     @property
     def last_norm(self) -> nn.Module:
