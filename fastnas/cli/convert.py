@@ -1,12 +1,9 @@
 """`fastnas convert`: a checkpoint of another program becomes a weights file."""
 
-from collections import Counter
-
 import click
 
 from fastnas.cli.main import common_options
 
-ABSENT = "not in the checkpoint"
 SHOWN = 8  # lines of each list, for people
 
 
@@ -45,9 +42,8 @@ def _print(text: str, done) -> None:
         click.echo(f"{part}: {copied} of {total} tensors copied")
     if done.rescaled:
         click.echo(f"{done.rescaled} batch norms have another eps: their variances make up for it")
-    _print_list("not copied", [f"{name}: {why}" for name, why in done.left.items() if why != ABSENT])
-    absent = Counter(name.split(".")[0] for name, why in done.left.items() if why == ABSENT)
-    _print_list("not copied", [f"{number} tensors of the {part}: {ABSENT}" for part, number in absent.items()])
+    _print_list("not copied", [f"{name}: {why}" for name, why in done.misfits().items()])
+    _print_list("not copied", [f"{number} tensors of the {part}: not in the checkpoint" for part, number in done.absent().items()])
     _print_list("no place in the blueprint", [f"{name} (in the checkpoint)" for name in done.unused])
     if not done.complete:
         click.echo("not a whole detector: train from it with --init")

@@ -11,6 +11,7 @@ from fastnas.blueprint import parse
 from fastnas.models import build
 from fastnas.models.weights import load_weights, save_weights
 from fastnas.train.evaluate import METRICS
+from fastnas.train.loop import Diverged
 
 TEXT = "64x80/basic:1-2-2-2/fpn:16/rpn:20,scale=4,topk=50/rcnn:16,detections=10/classes:9"
 
@@ -92,7 +93,10 @@ def test_errors_are_one_line_and_leave_nothing(tmp_path, monkeypatch, shapes, ot
     assert (tmp_path / "used" / "weights.safetensors").read_bytes() == b"precious"
 
 
-def test_a_training_that_diverges_fails(tmp_path, shapes, inside):
-    wild = ("--epochs", 2, "--set", "train.lr=100", "--set", "train.clip=1e9")
-    done = inside("train", TEXT, "--data", shapes, "--out", tmp_path / "run", *wild)
+def test_a_training_that_diverges_fails(tmp_path, shapes, inside, monkeypatch):
+    def diverge(*arguments):
+        raise Diverged("loss is nan at epoch 0.33")
+
+    monkeypatch.setattr("fastnas.train.evaluator.train", diverge)
+    done = inside("train", TEXT, "--data", shapes, "--out", tmp_path / "run")
     assert done.code == 1 and "the training failed" in done.err and not (tmp_path / "run" / "weights.safetensors").exists()

@@ -44,6 +44,14 @@ class Converted:
         copied, left = (Counter(name.split(".")[0] for name in names) for names in (self.state, self.left))
         return {part: (copied[part], copied[part] + left[part]) for part in PARTS if copied[part] + left[part]}
 
+    def absent(self) -> dict[str, int]:
+        """How many tensors of ours the checkpoint does not have, by part of the detector."""
+        return dict(Counter(name.split(".")[0] for name, why in self.left.items() if why == ABSENT))
+
+    def misfits(self) -> dict[str, str]:
+        """Why the checkpoint's own tensors were not copied, under our names."""
+        return {name: why for name, why in self.left.items() if why != ABSENT}
+
     def check_backbone(self) -> "Converted":
         """Raises InputError where nothing fits, or only a part of the backbone."""
         copied, total = self.parts().get("backbone", (0, 0))
