@@ -17,10 +17,10 @@ SHOWN = 8  # lines of each list, for people
 def command(checkpoint, out, blueprint, classes, norm_eps, as_json):
     """Write what fits of CHECKPOINT (.pth of torch.save, or .safetensors) as a weights file.
 
-    Known: torchvision's Faster R-CNN, its classification ResNet, ResNeXt 32x4d and EfficientNet, timm's ResNet and EfficientNet,
-    and effdet's EfficientDet. A backbone alone is what --init of train and search starts from. Only tensors are read, no code of
-    the file is run, nothing is downloaded. A layer is copied whole or not at all; a checkpoint of which nothing fits, or only a
-    part of the backbone, is refused.
+    Known: torchvision's Faster R-CNN and RetinaNet, its classification ResNet, ResNeXt 32x4d and EfficientNet, timm's ResNet and
+    EfficientNet, and effdet's EfficientDet. A backbone alone is what --init of train and search starts from. Only tensors are read,
+    no code of the file is run, nothing is downloaded. A layer is copied whole or not at all; a checkpoint of which nothing fits, or
+    only a part of the backbone, is refused.
     """
     from fastnas.blueprint import load
     from fastnas.errors import InputError

@@ -3,11 +3,11 @@
 from fastnas.errors import InputError
 from fastnas.models.convert.effdet import EFFDET, TIMM_EFFICIENTNET
 from fastnas.models.convert.format import Format, Source
-from fastnas.models.convert.torchvision_detection import FASTER_RCNN
+from fastnas.models.convert.torchvision_detection import FASTER_RCNN, RETINANET
 from fastnas.models.convert.torchvision_efficientnet import EFFICIENTNET
 from fastnas.models.convert.torchvision_resnet import RESNET
 
-FORMATS: tuple[Format, ...] = (FASTER_RCNN, EFFDET, RESNET, EFFICIENTNET, TIMM_EFFICIENTNET)
+FORMATS: tuple[Format, ...] = (FASTER_RCNN, RETINANET, EFFDET, RESNET, EFFICIENTNET, TIMM_EFFICIENTNET)
 
 
 def find_format(source: Source) -> Format:

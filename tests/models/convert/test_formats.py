@@ -6,11 +6,12 @@ import timm
 import torch
 import torchvision
 from torch import nn
-from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection import FasterRCNN, RetinaNet
 from torchvision.models.detection._utils import overwrite_eps
 from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from torchvision.ops import FrozenBatchNorm2d
+from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from fastnas.blueprint import PRESETS, Blueprint, parse
 from fastnas.errors import InputError
@@ -128,11 +129,27 @@ def faster_rcnn(norm=nn.BatchNorm2d) -> FasterRCNN:
     return peer.eval()
 
 
+def retinanet() -> RetinaNet:
+    torch.manual_seed(0)
+    body = made(ResNet(BasicBlock, [1, 1, 1, 1]))
+    pyramid = _resnet_fpn_extractor(body, 5, returned_layers=[2, 3, 4], extra_blocks=LastLevelP6P7(256, 256))
+    peer = RetinaNet(pyramid, num_classes=4, min_size=64, max_size=96)
+    for name, layer in peer.named_modules():
+        if name.endswith(("cls_logits", "bbox_reg")):
+            nn.init.normal_(layer.weight, std=0.3 if name.endswith("cls_logits") else 0.05)
+    return peer.eval()
+
+
+RCNN = "800x1333/bottleneck:1-2-2-2/fpn:256/rpn:1000/rcnn:1024/classes:4"
+RETINA = "800x1333/basic:1-2-2-2/fpn:256,levels=3-7,extra=conv-p/retinanet:4,background=yes/classes:3"
+
+
+@pytest.mark.parametrize(("make", "text"), [(faster_rcnn, RCNN), (retinanet, RETINA)])
 @torch.no_grad()
-def test_faster_rcnn_detects_the_same():
-    peer = faster_rcnn()
+def test_detectors_find_the_same(make, text):
+    peer = make()
     blueprint = find_format(peer.state_dict()).blueprint(peer.state_dict())
-    assert blueprint.text == "800x1333/bottleneck:1-2-2-2/fpn:256/rpn:1000/rcnn:1024/classes:4"
+    assert blueprint.text == text
     done = convert(peer.state_dict(), ours := build(blueprint.replace(input=SIZE)).eval())
     assert done.complete and not done.unused and not done.rescaled
     ours.load_state_dict(done.state)
