@@ -328,7 +328,7 @@ class Refuses(FakeEngine):
     def prepare(self, workload):
         spec = getattr(workload, "spec", None)
         Refuses.asked.append(spec)
-        if Refuses.refuses in (getattr(spec, "planes", None), getattr(spec, "hidden", None)):
+        if Refuses.refuses and Refuses.refuses in (getattr(spec, "planes", None), getattr(spec, "hidden", None)):
             raise cannot_run(self, workload, "no kernel\nfor this")
         runner = super().prepare(workload)
         if spec is not None and spec.op == Refuses.dies:
