@@ -105,9 +105,11 @@ template <typename S>
 struct Scratch {
   std::vector<S> rows[kMostInputs];
   std::vector<int32_t> places[kMostInputs];
-  std::vector<accumulator_t<S>> dz;
+  std::vector<accumulator_t<S>> dz, lines;
 
   void lend_rows(BandJob<S>& job, int64_t numbers) {
+    if (job.inner == 1) lines.resize(pool_lines(job.row));
+    job.lines = lines.data();
     for (int i = 0; i < job.count; ++i) {
       if (job.edges[i].resample == Resample::kSame) continue;
       rows[i].resize(numbers);
@@ -116,12 +118,12 @@ struct Scratch {
   }
   void lend_all(BandJob<S>& job, int64_t numbers) {
     lend_rows(job, numbers);
-    dz.resize(numbers);
-    job.dz = dz.data();
+    dz.resize(numbers + 1);
+    job.dz = dz.data() + 1;
     for (int i = 0; i < job.count; ++i) {
       if (job.edges[i].resample != Resample::kDown) continue;
-      places[i].resize(numbers);
-      job.edges[i].places = places[i].data();
+      places[i].resize(numbers + 1);
+      job.edges[i].places = places[i].data() + 1;
     }
   }
 };

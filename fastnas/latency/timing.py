@@ -1,6 +1,8 @@
 """Timing that survives other work on the machine: every slice of a candidate lies between two runs of fixed reference blocks.
 
-Slice = references, candidate, references; each is repeated and its fastest run counts. The half of the slices whose references
+Slice = references, candidate, references; each is repeated. Of the references the fastest run counts, of the candidate the middle
+one: the fastest of many short runs finds moments that a long run never has, and blocks would look cheaper than their network. The
+half of the slices whose references
 agree best before and after is kept, and the answer is the median of candidate / drift, where drift says how much slower than
 on the quiet machine the references just ran. Their quiet times (baselines) are kept in the latency table. They are only as good
 as the machine was quiet when they were taken, so they are taken anew whenever a table is opened for measuring: `lowered`.
@@ -22,7 +24,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from fastnas.blueprint import expand, parse
-from fastnas.blueprint.blocks import AnchorDetections, Detections, Proposals, Residual, RoiPool, Spec
+from fastnas.blueprint.blocks import SUPPRESSIONS, Proposals, Residual, RoiPool, Spec
 from fastnas.latency.engines import Engine
 from fastnas.models.workload import BlockWorkload, NetworkWorkload
 
@@ -40,7 +42,7 @@ FEWEST, FEWEST_SLOW = 7, 5
 AGREE = 0.05  # drift before and after a quiet slice differs by less than this share
 CONTAMINATED = 0.05  # a baseline that is higher than a new one by more than this share was taken on a busy machine
 QUIET_S, QUIET_AGAIN_S = 0.8, 0.3  # how long the first baselines take, and new ones to compare stored ones with
-_GATHER = RoiPool, Proposals, Detections, AnchorDetections
+_GATHER = RoiPool, Proposals, *SUPPRESSIONS
 
 Mix = Mapping[str, float]  # share of a candidate's time that drifts with each reference
 
@@ -114,7 +116,7 @@ class Stopwatch:
             ):
                 for (run, mix), (runs, _), own in zip(candidates, plans, slices, strict=True):
                     before = _mixed(drifts, mix)
-                    milliseconds = 1e3 * self._fastest(run, runs, between)
+                    milliseconds = 1e3 * median(self._runs(run, runs, between))
                     drifts = self._drifts(names)
                     after = _mixed(drifts, mix)
                     own.append((abs(before - after) / min(before, after), 2 * milliseconds / (before + after)))
@@ -133,16 +135,20 @@ class Stopwatch:
         """How much slower than when quiet each of these references runs now."""
         return {name: 1e3 * self._fastest(self._references[name], REFERENCE_RUNS) / self.baselines[name] for name in sorted(names)}
 
-    def _fastest(self, run: Callable[[], None], times: int, between: Callable[[], None] | None = None) -> float:
+    def _fastest(self, run: Callable[[], None], times: int) -> float:
         """Seconds of the fastest of several runs."""
-        clock, best = self._clock, float("inf")
+        return min(self._runs(run, times))
+
+    def _runs(self, run: Callable[[], None], times: int, between: Callable[[], None] | None = None) -> list[float]:
+        """Seconds of each of several runs."""
+        clock, seconds = self._clock, []
         for _ in range(times):
             if between:
                 between()
             start = clock()
             run()
-            best = min(best, clock() - start)
-        return best
+            seconds.append(clock() - start)
+        return seconds
 
     def quiet(self, seconds: float) -> dict[str, float]:
         """Milliseconds of each reference when nothing disturbs it: the fastest tenth of what it takes over some time."""

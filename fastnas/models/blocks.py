@@ -10,7 +10,7 @@ from torch import nn
 
 from fastnas.blueprint import blocks as spec
 from fastnas.blueprint import operators as layer
-from fastnas.models.parts import bifpn, effdet, efficientnet, fpn, operators, parallel, rcnn, rpn, serial
+from fastnas.models.parts import bifpn, effdet, efficientnet, fpn, operators, parallel, rcnn, retinanet, rpn, serial
 
 MODULES: dict[type[spec.Spec], type[nn.Module]] = {
     spec.Stem: serial.Stem,
@@ -27,6 +27,7 @@ MODULES: dict[type[spec.Spec], type[nn.Module]] = {
     spec.RoiPool: rcnn.RoiPool,
     spec.BoxHead: rcnn.BoxHead,
     spec.Refine: rcnn.Refine,
+    spec.ConvTower: retinanet.ConvTower,
     spec.HeadTower: effdet.HeadTower,
     layer.Conv: operators.Conv,
     layer.Linear: operators.Linear,

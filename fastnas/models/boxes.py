@@ -102,7 +102,7 @@ def select_detections(
 
 
 def suppress(
-    s: spec.Detections | spec.AnchorDetections, boxes: Tensor, score: Tensor, label: Tensor, image: Tensor, images: int
+    s: spec.Detections | spec.AnchorHead, boxes: Tensor, score: Tensor, label: Tensor, image: Tensor, images: int
 ) -> list[dict[str, Tensor]]:
     """Class-wise suppression of boxes (n, 4), scores, labels from 0 and image indices (n,): per image the best, labels from 1."""
     large = ((boxes[:, 2:] - boxes[:, :2]).amin(1) >= MIN_DETECTION).nonzero()[:, 0]

@@ -48,6 +48,7 @@ def test_show_as_text(tmp_path):
 
 def test_bad_files(tmp_path):
     (tmp_path / "photo.jpg").write_bytes(b"\xff\xd8\xff")
+    (tmp_path / "deep.jsonl").write_bytes(b"[" * 100_000)
     make(tmp_path / "a.db").close()
     damaged = bytearray((tmp_path / "a.db").read_bytes())
     damaged[4096:4200] = bytes(104)
@@ -57,6 +58,8 @@ def test_bad_files(tmp_path):
         (["verify", tmp_path / "missing.db"], "missing.db"),
         (["verify", tmp_path / "photo.jpg"], "no exported latency table"),
         (["verify", tmp_path / "damaged.db"], "damaged"),
+        (["import", tmp_path / "deep.jsonl", "--table", tmp_path / "new.db"], "no exported latency table"),
+        (["export", tmp_path / "none" / "a.jsonl", "--table", tmp_path / "a.db"], "cannot write"),
         (["merge", tmp_path / "photo.jpg", "--into", tmp_path / "new.db"], "photo.jpg"),
     ]:
         with pytest.raises(InputError, match=message):

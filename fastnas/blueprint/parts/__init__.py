@@ -9,6 +9,7 @@ from fastnas.blueprint.parts.effdet import EffdetHead
 from fastnas.blueprint.parts.efficientnet import EfficientNet
 from fastnas.blueprint.parts.fpn import Fpn
 from fastnas.blueprint.parts.rcnn import RoiHead
+from fastnas.blueprint.parts.retinanet import RetinaHead
 from fastnas.blueprint.parts.rpn import Rpn
 from fastnas.blueprint.parts.serial import BLOCK_KINDS, SerialBackbone
 from fastnas.blueprint.wiring import Wiring
@@ -63,6 +64,7 @@ PARTS: dict[str, Part] = {
     "rpn": Part("rpn", Rpn, "proposals"),
     "rcnn": Part("head", RoiHead, "hidden"),
     "cascade": Part("head", CascadeHead, "stages"),
+    "retinanet": Part("head", RetinaHead, "convs"),
     "effdet": Part("head", EffdetHead, "repeats"),
 }
 SLOTS = ("backbone", "neck", "rpn", "head")
