@@ -3,6 +3,7 @@
 0 done, 1 the work failed, 2 bad usage or bad input, 130 interrupted; a traceback only with --debug.
 """
 
+import errno
 import functools
 import importlib
 import json
@@ -18,13 +19,19 @@ COMMANDS = {
     "search": "Search a space for detectors on the accuracy-latency front.",
     "bench-latency": "Fill the latency table and compare its sums with whole networks.",
     "describe": "Parameters, MACs, blocks and latency of a blueprint.",
+    "train": "Train a blueprint on a data set.",
+    "eval": "COCO's twelve numbers of trained weights on a data set.",
     "predict": "Detect on an image and draw the boxes.",
     "export": "Write a trained detector as ONNX or as a TensorRT engine.",
+    "convert": "Weights from a checkpoint of torchvision, timm or effdet.",
     "table": "Show, verify, merge, export and import latency tables.",
     "report": "Write report.html of a study again.",
     "status": "What a study has done so far.",
     "doctor": "Versions, devices, engines and what the extension was built with.",
 }
+
+# Errors of the system that only another name can mend.
+WRONG_NAME = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EROFS)
 
 
 class LazyGroup(click.Group):
@@ -102,6 +109,10 @@ def _explain(error: BaseException) -> tuple[int, str]:
         return 2, f"error: no permission for {error.filename or 'a file'}: check its permissions or name another"
     if isinstance(error, sqlite3.Error):
         return 1, f"error: cannot read or write the database: {error}"
+    if isinstance(error, OSError) and error.errno in WRONG_NAME:
+        from fastnas.blueprint.show import one_line
+
+        return 2, f"error: {error.strerror}: {one_line(str(error.filename), 200)}: name another file or folder"
     if isinstance(error, OSError):
         return 1, f"error: {error.strerror or error}: {error.filename or ''}".rstrip(": ")
     return 1, f"internal error: {type(error).__name__}: {error} (run again with --debug and report it)"

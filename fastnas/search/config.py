@@ -2,7 +2,7 @@
 
 from importlib import resources
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 
 from pydantic import Field, ValidationError
 
@@ -18,6 +18,7 @@ SPACES = tuple(LEVELS)
 MAX_SEED = 2**31 - 1
 MAX_ERRORS = 10  # in one message
 Rules = TypeVar("Rules")
+S = TypeVar("S", bound=Section)
 
 
 class Limits(Section):
@@ -37,8 +38,12 @@ class GeneratedData(Section):
     seed: int = Field(0, ge=0, le=MAX_SEED)
 
 
+# A path as a person writes it; the system takes no other.
+FilePath = Annotated[str, Field(min_length=1, max_length=4000, pattern=r"^[^\x00]*$")]
+
+
 class Data(Section):
-    root: str | None = None  # a COCO-format folder; none: the generated set
+    root: FilePath | None = None  # a COCO-format folder; none: the generated set
     generated: GeneratedData = GeneratedData()
     fraction: float = Field(1.0, gt=0, le=1)  # of the training images, during the search; the full training sees all
 
@@ -62,6 +67,7 @@ class SearchConfig(Section, Generic[Rules]):
     seed: int = Field(0, ge=0, le=MAX_SEED)
     candidates: int = Field(8, ge=1, le=1_000_000)  # trained ones, the ancestor among them
     ancestor: str  # a blueprint in one line; its `classes` are replaced by those of the data
+    init: str | None = None  # weights file whose backbone is the ancestor's, which starts from it; none: fresh weights
     rules: Rules
     limits: Limits = Limits()
     data: Data = Data()
@@ -71,7 +77,7 @@ class SearchConfig(Section, Generic[Rules]):
     workers: int = Field(1, ge=1, le=64)  # candidates that train side by side, each in a process with its share of the cores
     engine: str = "onnxruntime"
     device: str | None = None  # one that the table knows, see `fastnas.latency.recorded`; none: this machine's, or the only one
-    table: str | None = None  # latency table; none: the user's
+    table: FilePath | None = None  # latency table; none: the user's
 
     def make_space(self, classes: int) -> Space:
         """The space for a data set with this many classes. Raises InputError."""
@@ -126,8 +132,13 @@ def check_config(data: dict[str, Any], name: str = "config") -> SearchConfig:
     if filled["level"] not in levels:
         known = ", ".join(levels) or f"for the spaces {', '.join(SPACES)}"
         raise InputError(f"{name}: unknown level {show(filled['level'])} of the space {show(data.get('space'))} (known: {known})")
+    return check_section(CONFIGS[filled["space"], filled["level"]], filled, name)
+
+
+def check_section(kind: type[S], data: dict[str, Any], name: str) -> S:
+    """`data` as a section of this kind. Raises InputError naming the wrong keys on one line."""
     try:
-        return CONFIGS[filled["space"], filled["level"]].model_validate(filled)
+        return kind.model_validate(data)
     except ValidationError as error:
         found = error.errors(include_url=False, include_context=False, include_input=False)
         lines = [f"{_place(e['loc'])}: {one_line(e['msg'].removeprefix('Value error, '), 200)}" for e in found[:MAX_ERRORS]]
