@@ -2,7 +2,19 @@
 
 from hypothesis import strategies as st
 
-from fastnas.blueprint import Bifpn, Blueprint, CascadeHead, EffdetHead, EfficientNet, Fpn, RoiHead, Rpn, SerialBackbone
+from fastnas.blueprint import (
+    Bifpn,
+    Blueprint,
+    CascadeHead,
+    EffdetHead,
+    EfficientNet,
+    Fpn,
+    GuidedRpn,
+    RetinaHead,
+    RoiHead,
+    Rpn,
+    SerialBackbone,
+)
 
 SUPPRESSIONS = ["hard", "linear", "gaussian"]
 
@@ -81,9 +93,28 @@ def effdet_heads(draw) -> EffdetHead:
 
 
 @st.composite
+def retina_heads(draw) -> RetinaHead:
+    return RetinaHead(
+        draw(st.integers(0, 3)),
+        draw(st.sampled_from(["none", "bn", "gn", "gnws"])),
+        draw(st.integers(1, 6)),
+        draw(st.integers(1, 4)),
+        draw(st.sampled_from(["yes", "no"])),
+        draw(st.integers(1, 300)),
+        draw(st.integers(1, 100)),
+        draw(st.sampled_from(SUPPRESSIONS)),
+    )
+
+
+@st.composite
 def region_heads(draw) -> RoiHead | CascadeHead:
     options = st.sampled_from([8, 32]), st.integers(1, 100), st.sampled_from(SUPPRESSIONS), st.sampled_from(["standard", "high"])
     return draw(st.builds(RoiHead, *options) | st.builds(CascadeHead, st.integers(2, 4), *options))
+
+
+@st.composite
+def proposers(draw) -> Rpn | GuidedRpn:
+    return draw(st.builds(draw(st.sampled_from([Rpn, GuidedRpn])), st.integers(1, 50), st.integers(1, 16), st.integers(1, 100)))
 
 
 @st.composite
@@ -93,10 +124,10 @@ def blueprints(draw) -> Blueprint:
     neck = draw(fpns(backbone.maps) | bifpns(backbone.maps))
     rpn, head = draw(
         st.tuples(
-            st.builds(Rpn, st.integers(1, 50), st.integers(1, 16), st.integers(1, 100)),
+            proposers(),
             region_heads(),
         )
-        | st.tuples(st.none(), effdet_heads())
+        | st.tuples(st.none(), effdet_heads() | retina_heads())
     )
     sides = st.integers(33, 150)
     return Blueprint((draw(sides), draw(sides)), backbone, neck, rpn, head, classes=draw(st.integers(1, 20)))

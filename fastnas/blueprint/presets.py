@@ -1,7 +1,7 @@
 """Named blueprints, e.g. for `fastnas describe fasterrcnn-r50-fpn`."""
 
 from fastnas.blueprint.blueprint import Blueprint
-from fastnas.blueprint.parts import Bifpn, CascadeHead, EffdetHead, EfficientNet, Fpn, RoiHead, Rpn, SerialBackbone
+from fastnas.blueprint.parts import Bifpn, CascadeHead, EffdetHead, EfficientNet, Fpn, RetinaHead, RoiHead, Rpn, SerialBackbone
 
 RESNET18 = "11-21-21-21"
 RESNET50 = "111-2111-211111-211"
@@ -18,6 +18,28 @@ def _cascade_rcnn(block: str, code: str) -> Blueprint:
     return Blueprint((800, 1333), SerialBackbone(block, code), Fpn(256), Rpn(1000), CascadeHead(3), classes=80)
 
 
+def _retinanet(block: str, code: str) -> Blueprint:
+    """RetinaNet as torchvision builds it: COCO's 90 class ids and an output that is never used, 300 boxes."""
+    neck, head = Fpn(256, levels="3-7", extra="conv-p"), RetinaHead(4, background="yes", detections=300)
+    return Blueprint((800, 1333), SerialBackbone(block, code), neck, None, head, classes=90)
+
+
+def _smnas(size: tuple[int, int], block: str, base: int, code: str, levels: str, head: RoiHead | CascadeHead) -> Blueprint:
+    """A detector of SM-NAS's modular stage: trained from scratch, with GroupNorm behind standardised weights.
+
+    The strings for E0, E2 and E3 are reconstructed: their parameters are the published ones to the last digit given. For E1, E4
+    and E5 there is none with such parameters.
+    """
+    backbone = SerialBackbone(block, code, base, "3x3", "gnws")
+    return Blueprint(size, backbone, Fpn(128, levels, norm="gnws"), Rpn(1000), head, classes=80)
+
+
+def _spnet(size: tuple[int, int], block: str, code: str, parallel: str, classes: int) -> Blueprint:
+    """SP-NAS's detectors as in its first release: tied copies, a level more than the backbone's five, a cascade of three stages."""
+    backbone = SerialBackbone(block, code, stem="3x3", parallel=parallel)
+    return Blueprint(size, backbone, Fpn(256), Rpn(1000), CascadeHead(3), classes)
+
+
 def _efficientdet(side: int, variant: str, channels: int, layers: int, repeats: int, **other) -> Blueprint:
     """EfficientDet as published (table 1 and the authors' code, whose numbers are hand-rounded): COCO's 90 class ids."""
     neck = Bifpn(channels, layers, levels=other.get("levels", "3-7"), method=other.get("method", "fast"))
@@ -31,7 +53,14 @@ PRESETS: dict[str, Blueprint] = {
     "fasterrcnn-r50-fpn": _faster_rcnn("bottleneck", RESNET50),
     "fasterrcnn-r101-fpn": _faster_rcnn("bottleneck", RESNET101),
     "fasterrcnn-x50-fpn": _faster_rcnn("resnext32x4d", RESNET50),
+    "fasterrcnn-x101-fpn": _faster_rcnn("resnext32x4d", RESNET101),
     "cascade-r50-fpn": _cascade_rcnn("bottleneck", RESNET50),
+    "retinanet-r50-fpn": _retinanet("bottleneck", RESNET50),
+    "smnas-e0": _smnas((512, 512), "basic", 64, "1-21-21-12", "3-6", RoiHead(1024)),
+    "smnas-e2": _smnas((600, 800), "basic", 56, "12-11111-211-1112", "2-6", CascadeHead(3)),
+    "smnas-e3": _smnas((600, 800), "bottleneck", 56, "211-111111111-2111111-11112111", "2-6", CascadeHead(3)),
+    "spnet-ecp": _spnet((1024, 1920), "bottleneck", "11121111-21111-112-1111-1111", "0-0-2-0-3", classes=2),
+    "spnet-xb": _spnet((800, 1333), "resnext32x4d", f"1111-21111-2{'1' * 24}-211-1", "1-0-2-1-2", classes=80),
     "efficientdet-d0": _efficientdet(512, "b0", 64, 3, 3),
     "efficientdet-d1": _efficientdet(640, "b1", 88, 4, 3),
     "efficientdet-d2": _efficientdet(768, "b2", 112, 5, 3),

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from fastnas.blueprint import expand, parse
-from fastnas.blueprint.blocks import AnchorDetections, Detections, Proposals, Residual, RoiPool, Spec
+from fastnas.blueprint.blocks import PROPOSERS, SUPPRESSIONS, Residual, RoiPool, Spec
 from fastnas.latency.engines import Engine
 from fastnas.models.workload import BlockWorkload, NetworkWorkload
 
@@ -33,14 +33,15 @@ REFERENCES = {
 }
 BETWEEN = "64x64/basic:1-2,base=8/fpn:8/rpn:20,topk=50/rcnn:16,detections=10/classes:3"  # runs before each timed run of a block
 REFERENCE_RUNS = 2
-SLICE_S = 0.003  # of candidate runs in a slice, where that is 2 to 16 runs
+RUNS = 4  # of the candidate in a slice, blocks and networks alike: the fastest of more runs is faster, the more so the busier it is
+SLICE_S = 0.04  # of candidate runs in a slice at most, where that is 2 runs or more
 SLOW_S = 0.3  # a candidate this slow runs once a slice, in fewer slices
 SLICES = 24  # where they fit into the budget
 FEWEST, FEWEST_SLOW = 7, 5
 AGREE = 0.05  # drift before and after a quiet slice differs by less than this share
 CONTAMINATED = 0.05  # a baseline that is higher than a new one by more than this share was taken on a busy machine
 QUIET_S, QUIET_AGAIN_S = 0.8, 0.3  # how long the first baselines take, and new ones to compare stored ones with
-_GATHER = RoiPool, Proposals, Detections, AnchorDetections
+_GATHER = RoiPool, *PROPOSERS, *SUPPRESSIONS
 
 Mix = Mapping[str, float]  # share of a candidate's time that drifts with each reference
 
@@ -127,7 +128,7 @@ class Stopwatch:
         """How often it runs in a slice, and its fewest slices."""
         run()
         once = self._fastest(run, 2)
-        return (1, FEWEST_SLOW) if once > SLOW_S else (max(2, min(16, round(SLICE_S / once))), FEWEST)
+        return (1, FEWEST_SLOW) if once > SLOW_S else (max(2, min(RUNS, round(SLICE_S / once))), FEWEST)
 
     def _drifts(self, names: set[str]) -> dict[str, float]:
         """How much slower than when quiet each of these references runs now."""

@@ -305,11 +305,10 @@ class Study:
 
 def _record(blueprint: str, lineage: str, metrics: str, values: list, final: Final | None) -> Record:
     fields = dict(zip((name.strip() for name in COLUMNS.split(",")), values, strict=True))
+    fields |= {name: math.nan for name in PRICE if fields[name] is None}
     for name, value in fields.items():
         if isinstance(value, str) != (name in ("state", "reason", "weights")) or isinstance(value, bytes):
             raise ValueError(f"{name} is {value!r}")
-        if value is None and name in PRICE:
-            fields[name] = math.nan
     if fields["state"] not in STATES:
         raise ValueError(f"state is {fields['state']!r}")
     read = Blueprint.from_dict(json.loads(blueprint)), Lineage.from_dict(json.loads(lineage)), _numbers(metrics)
