@@ -2,7 +2,18 @@
 
 from hypothesis import strategies as st
 
-from fastnas.blueprint import Bifpn, Blueprint, CascadeHead, EffdetHead, EfficientNet, Fpn, RoiHead, Rpn, SerialBackbone
+from fastnas.blueprint import (
+    Bifpn,
+    Blueprint,
+    CascadeHead,
+    EffdetHead,
+    EfficientNet,
+    Fpn,
+    MobileNetV2,
+    RoiHead,
+    Rpn,
+    SerialBackbone,
+)
 
 SUPPRESSIONS = ["hard", "linear", "gaussian"]
 
@@ -39,6 +50,12 @@ def efficientnets(draw) -> EfficientNet:
     levels = f"{first}-{draw(st.integers(first, 5))}"
     variant = draw(st.sampled_from(["b0", "0.3x0.4", "0.25x1.1", "0.55x0.2"]))
     return EfficientNet(variant, levels, draw(st.sampled_from(["same", "symmetric"])), draw(st.sampled_from(["tf", "torch"])))
+
+
+@st.composite
+def mobilenets(draw) -> MobileNetV2:
+    first = draw(st.integers(1, 5))
+    return MobileNetV2(draw(st.sampled_from(["1", "0.25", "0.35"])), f"{first}-{draw(st.integers(first, 5))}")
 
 
 @st.composite
@@ -89,7 +106,7 @@ def region_heads(draw) -> RoiHead | CascadeHead:
 @st.composite
 def blueprints(draw) -> Blueprint:
     """Any backbone with any neck, any head with the proposals it needs."""
-    backbone = draw(serial_backbones() | efficientnets())
+    backbone = draw(serial_backbones() | efficientnets() | mobilenets())
     neck = draw(fpns(backbone.maps) | bifpns(backbone.maps))
     rpn, head = draw(
         st.tuples(

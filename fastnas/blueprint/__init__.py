@@ -5,7 +5,7 @@ from fastnas.blueprint.code import BlueprintError, validate_code
 from fastnas.blueprint.expand import expand
 from fastnas.blueprint.lineage import Lineage
 from fastnas.blueprint.load import load
-from fastnas.blueprint.parts import Bifpn, CascadeHead, EffdetHead, EfficientNet, Fpn, RoiHead, Rpn, SerialBackbone
+from fastnas.blueprint.parts import Bifpn, CascadeHead, EffdetHead, EfficientNet, Fpn, MobileNetV2, RoiHead, Rpn, SerialBackbone
 from fastnas.blueprint.presets import PRESETS
 from fastnas.blueprint.text import parse
 from fastnas.blueprint.wiring import Block, Network, Use
@@ -21,6 +21,7 @@ __all__ = [
     "EfficientNet",
     "Fpn",
     "Lineage",
+    "MobileNetV2",
     "Network",
     "RoiHead",
     "Rpn",

@@ -6,6 +6,7 @@ from fastnas.blueprint.parts.cascade import Refine
 from fastnas.blueprint.parts.effdet import AnchorDetections, HeadTower
 from fastnas.blueprint.parts.efficientnet import MobileBlock, SiluStem
 from fastnas.blueprint.parts.fpn import ConvLevel, FpnLevel, MaxPoolLevel
+from fastnas.blueprint.parts.mobilenet import InvertedResidual, Relu6Stem
 from fastnas.blueprint.parts.parallel import Connector
 from fastnas.blueprint.parts.rcnn import BoxHead, Detections, RoiPool, Weights
 from fastnas.blueprint.parts.rpn import Proposals, RpnHead
@@ -22,10 +23,12 @@ __all__ = [
     "FpnLevel",
     "FusionNode",
     "HeadTower",
+    "InvertedResidual",
     "MaxPoolLevel",
     "MobileBlock",
     "Proposals",
     "Refine",
+    "Relu6Stem",
     "Residual",
     "RoiPool",
     "RpnHead",

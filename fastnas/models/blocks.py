@@ -10,7 +10,7 @@ from torch import nn
 
 from fastnas.blueprint import blocks as spec
 from fastnas.blueprint import operators as layer
-from fastnas.models.parts import bifpn, effdet, efficientnet, fpn, operators, parallel, rcnn, rpn, serial
+from fastnas.models.parts import bifpn, effdet, efficientnet, fpn, mobilenet, operators, parallel, rcnn, rpn, serial
 
 MODULES: dict[type[spec.Spec], type[nn.Module]] = {
     spec.Stem: serial.Stem,
@@ -18,6 +18,8 @@ MODULES: dict[type[spec.Spec], type[nn.Module]] = {
     spec.Connector: parallel.Connector,
     spec.SiluStem: efficientnet.SiluStem,
     spec.MobileBlock: efficientnet.MobileBlock,
+    spec.Relu6Stem: mobilenet.Relu6Stem,
+    spec.InvertedResidual: mobilenet.InvertedResidual,
     spec.FpnLevel: fpn.FpnLevel,
     spec.MaxPoolLevel: fpn.MaxPoolLevel,
     spec.ConvLevel: fpn.ConvLevel,

@@ -8,6 +8,7 @@ from fastnas.blueprint.parts.cascade import CascadeHead
 from fastnas.blueprint.parts.effdet import EffdetHead
 from fastnas.blueprint.parts.efficientnet import EfficientNet
 from fastnas.blueprint.parts.fpn import Fpn
+from fastnas.blueprint.parts.mobilenet import MobileNetV2
 from fastnas.blueprint.parts.rcnn import RoiHead
 from fastnas.blueprint.parts.rpn import Rpn
 from fastnas.blueprint.parts.serial import BLOCK_KINDS, SerialBackbone
@@ -58,6 +59,7 @@ class Part:
 PARTS: dict[str, Part] = {
     **{kind: Part("backbone", SerialBackbone, "code", (("block", kind),)) for kind in BLOCK_KINDS},
     "efficientnet": Part("backbone", EfficientNet, "variant"),
+    "mobilenetv2": Part("backbone", MobileNetV2, "width"),
     "fpn": Part("neck", Fpn, "channels"),
     "bifpn": Part("neck", Bifpn, "channels"),
     "rpn": Part("rpn", Rpn, "proposals"),

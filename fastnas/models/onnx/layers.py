@@ -111,7 +111,7 @@ def conv_norm(
     groups: int = 1, act: str | None = None, gain: float = 1.0, pads: list[int] | None = None, eps: float = EPS, bias: bool = False,
     most: int = 32,
 ) -> str:  # fmt: skip
-    """Convolution, norm and activation (relu, silu). conv, norm: names of the two layers; bias: of the convolution.
+    """Convolution, norm and activation (relu, relu6, silu). conv, norm: names of the two layers; bias: of the convolution.
 
     kind: bn | gn | gnws; most: as for `norm_groups`. pads: top, left, bottom, right (default: half the kernel everywhere).
     """
@@ -130,6 +130,8 @@ def conv_norm(
 def activation(graph: Graph, value: str, act: str | None) -> str:
     if act == "silu":
         return graph.add("Mul", value, graph.add("Sigmoid", value))
+    if act == "relu6":
+        return graph.add("Clip", value, graph.constant(0), graph.constant(6))
     return graph.add("Relu", value) if act == "relu" else value
 
 
