@@ -5,11 +5,13 @@ from hypothesis import strategies as st
 from fastnas.blueprint import (
     Bifpn,
     Blueprint,
+    C4Head,
     CascadeHead,
     EffdetHead,
     EfficientNet,
     Fpn,
     MobileNetV2,
+    NoNeck,
     RoiHead,
     Rpn,
     SerialBackbone,
@@ -97,6 +99,18 @@ def effdet_heads(draw) -> EffdetHead:
     )
 
 
+def rpns():
+    return st.builds(Rpn, st.integers(1, 50), st.integers(1, 16), st.integers(1, 100), st.integers(1, 3))
+
+
+@st.composite
+def c4s(draw, backbone) -> tuple[NoNeck, Rpn, C4Head]:
+    """Of a backbone with two levels or more."""
+    level = draw(st.sampled_from(backbone.maps[:-1]))
+    options = st.integers(1, 100), st.sampled_from(SUPPRESSIONS), st.sampled_from(["standard", "high"])
+    return NoNeck(level), draw(rpns()), draw(st.builds(C4Head, st.integers(1, 9), *options))
+
+
 @st.composite
 def region_heads(draw) -> RoiHead | CascadeHead:
     options = st.sampled_from([8, 32]), st.integers(1, 100), st.sampled_from(SUPPRESSIONS), st.sampled_from(["standard", "high"])
@@ -107,13 +121,8 @@ def region_heads(draw) -> RoiHead | CascadeHead:
 def blueprints(draw) -> Blueprint:
     """Any backbone with any neck, any head with the proposals it needs."""
     backbone = draw(serial_backbones() | efficientnets() | mobilenets())
-    neck = draw(fpns(backbone.maps) | bifpns(backbone.maps))
-    rpn, head = draw(
-        st.tuples(
-            st.builds(Rpn, st.integers(1, 50), st.integers(1, 16), st.integers(1, 100)),
-            region_heads(),
-        )
-        | st.tuples(st.none(), effdet_heads())
-    )
+    neck = fpns(backbone.maps) | bifpns(backbone.maps) | st.sampled_from(backbone.maps).map(NoNeck)
+    behind = st.tuples(neck, rpns(), region_heads()) | st.tuples(neck, st.none(), effdet_heads())
+    neck, rpn, head = draw(behind | c4s(backbone) if len(backbone.maps) > 1 else behind)
     sides = st.integers(33, 150)
     return Blueprint((draw(sides), draw(sides)), backbone, neck, rpn, head, classes=draw(st.integers(1, 20)))

@@ -5,7 +5,19 @@ from fastnas.blueprint.code import BlueprintError, validate_code
 from fastnas.blueprint.expand import expand
 from fastnas.blueprint.lineage import Lineage
 from fastnas.blueprint.load import load
-from fastnas.blueprint.parts import Bifpn, CascadeHead, EffdetHead, EfficientNet, Fpn, MobileNetV2, RoiHead, Rpn, SerialBackbone
+from fastnas.blueprint.parts import (
+    Bifpn,
+    C4Head,
+    CascadeHead,
+    EffdetHead,
+    EfficientNet,
+    Fpn,
+    MobileNetV2,
+    NoNeck,
+    RoiHead,
+    Rpn,
+    SerialBackbone,
+)
 from fastnas.blueprint.presets import PRESETS
 from fastnas.blueprint.text import parse
 from fastnas.blueprint.wiring import Block, Network, Use
@@ -16,6 +28,7 @@ __all__ = [
     "Block",
     "Blueprint",
     "BlueprintError",
+    "C4Head",
     "CascadeHead",
     "EffdetHead",
     "EfficientNet",
@@ -23,6 +36,7 @@ __all__ = [
     "Lineage",
     "MobileNetV2",
     "Network",
+    "NoNeck",
     "RoiHead",
     "Rpn",
     "SerialBackbone",

@@ -2,6 +2,7 @@
 `fastnas.models` and `fastnas.models.onnx`."""
 
 from fastnas.blueprint.parts.bifpn import CoarserLevel, FusionNode
+from fastnas.blueprint.parts.c4 import RegionPredictor
 from fastnas.blueprint.parts.cascade import Refine
 from fastnas.blueprint.parts.effdet import AnchorDetections, HeadTower
 from fastnas.blueprint.parts.efficientnet import MobileBlock, SiluStem
@@ -28,6 +29,7 @@ __all__ = [
     "MobileBlock",
     "Proposals",
     "Refine",
+    "RegionPredictor",
     "Relu6Stem",
     "Residual",
     "RoiPool",

@@ -28,6 +28,7 @@ MODULES: dict[type[spec.Spec], type[nn.Module]] = {
     spec.RpnHead: rpn.RpnHead,
     spec.RoiPool: rcnn.RoiPool,
     spec.BoxHead: rcnn.BoxHead,
+    spec.RegionPredictor: rcnn.RegionPredictor,
     spec.Refine: rcnn.Refine,
     spec.HeadTower: effdet.HeadTower,
     layer.Conv: operators.Conv,

@@ -49,7 +49,7 @@ def clip(boxes: Tensor, size: tuple[int, int]) -> Tensor:
 def make_anchors(s: spec.Proposals, maps: list[tuple[int, int]]) -> list[Tensor]:
     """Anchors (H * W * A, 4) of every level, for maps of the given (height, width)."""
     return [
-        torch.from_numpy(level_anchors(s.input, hw, stride, s.scale, s.ratios))
+        torch.from_numpy(level_anchors(s.input, hw, stride, s.scale, s.ratios, s.sizes))
         for hw, stride in zip(maps, s.strides, strict=True)
     ]
 
@@ -91,12 +91,14 @@ def select_detections(
 ) -> list[dict[str, Tensor]]:
     """Final suppression of a batch: per image {"boxes" (D, 4), "scores" (D,), "labels" (D,) from 1}, best first.
 
-    regions (K, 5): image index and box; logits (K, classes + 1) of every stage; deltas (K, 4 (classes + 1)) or (K, 4).
+    regions (K, 5): image index and box; logits (K, classes + 1) of every stage; deltas (K, 4 D), D being one for all
+    classes, one a class, or one a logit.
     """
     probability = sum(stage.float().softmax(1) for stage in logits)[:, 1:] / len(logits)
     region, label = (probability > s.score).nonzero(as_tuple=True)
     score = probability[region, label]
-    chosen = deltas.unflatten(1, (-1, 4))[region, 0 if deltas.shape[1] == 4 else label + 1]
+    codes = deltas.unflatten(1, (-1, 4))
+    chosen = codes[region, 0 if codes.shape[1] == 1 else label + 1 + codes.shape[1] - logits[0].shape[1]]
     boxes = clip(decode(chosen, regions[region, 1:], s.weights), s.input)
     return suppress(s, boxes, score, label, regions[region, 0].long(), images)
 

@@ -33,7 +33,7 @@ class Proposals(nn.Module):
         super().__init__()
         self.spec = spec
         for index, (shape, stride) in enumerate(zip(shapes, spec.strides, strict=False)):  # the maps of the deltas come after
-            anchors = level_anchors(spec.input, shape[2:], stride, spec.scale, spec.ratios)
+            anchors = level_anchors(spec.input, shape[2:], stride, spec.scale, spec.ratios, spec.sizes)
             self.register_buffer(f"anchors{index}", torch.from_numpy(anchors))
 
     def forward(self, *maps: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 from fastnas.blueprint.parts.bifpn import Bifpn
+from fastnas.blueprint.parts.c4 import C4Head, NoNeck
 from fastnas.blueprint.parts.cascade import CascadeHead
 from fastnas.blueprint.parts.effdet import EffdetHead
 from fastnas.blueprint.parts.efficientnet import EfficientNet
@@ -16,12 +17,16 @@ from fastnas.blueprint.wiring import Wiring
 
 
 class Backbone(Protocol):
-    """`maps`: the levels that it has for the neck, e.g. 2 to 5. `wire` adds its blocks up to level `last`: value by level."""
+    """`maps`: the levels that it has for the neck, e.g. 2 to 5. `wire` adds its blocks up to level `last`: value by level.
+    `wire_rest` adds those behind a level, as a head runs them on regions: the value of what they make of `value`.
+    """
 
     @property
     def maps(self) -> range: ...
 
     def wire(self, wiring: Wiring, last: int) -> dict[int, str]: ...
+
+    def wire_rest(self, wiring: Wiring, level: int, value: str) -> str: ...
 
 
 class Neck(Protocol):
@@ -39,11 +44,11 @@ class Proposer(Protocol):
 
 
 class Head(Protocol):
-    """`wire` adds the rest. maps: levels that the backbone has; boxes: the proposals where the head takes some, else None."""
+    """`wire` adds what comes behind the neck. boxes: the proposals where the head takes some, else None."""
 
     takes_proposals: ClassVar[bool]
 
-    def wire(self, wiring: Wiring, pyramid: dict[int, str], maps: range, classes: int, boxes: str | None) -> None: ...
+    def wire(self, wiring: Wiring, pyramid: dict[int, str], backbone: Backbone, classes: int, boxes: str | None) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -62,9 +67,11 @@ PARTS: dict[str, Part] = {
     "mobilenetv2": Part("backbone", MobileNetV2, "width"),
     "fpn": Part("neck", Fpn, "channels"),
     "bifpn": Part("neck", Bifpn, "channels"),
+    "none": Part("neck", NoNeck, "level"),
     "rpn": Part("rpn", Rpn, "proposals"),
     "rcnn": Part("head", RoiHead, "hidden"),
     "cascade": Part("head", CascadeHead, "stages"),
+    "c4": Part("head", C4Head, "resolution"),
     "effdet": Part("head", EffdetHead, "repeats"),
 }
 SLOTS = ("backbone", "neck", "rpn", "head")

@@ -1,6 +1,7 @@
 """MobileNetV2 backbone (Sandler et al., CVPR 2018), in torchvision's form."""
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fastnas.blueprint.check import level_range, string
@@ -39,20 +40,28 @@ class MobileNetV2:
         return level_range("mobilenetv2 levels", self.levels, 1, 5)
 
     def wire(self, wiring: Wiring, last: int) -> dict[int, str]:
+        value = wiring.add("backbone.stem", Relu6Stem(_divisible(STEM_CHANNELS * _multiple(self.width))), [IMAGE])
+        maps = {}
+        for level, name, spec in self._blocks():
+            if level <= last:
+                value = maps[level] = wiring.add(name, spec, [value])
+        return {level: maps[level] for level in self.maps if level <= last}
+
+    def wire_rest(self, wiring: Wiring, level: int, value: str) -> str:
+        for at, name, spec in self._blocks():
+            if level < at <= self.maps[-1]:
+                value = wiring.add(name, spec, [value])
+        return value
+
+    def _blocks(self) -> Iterator[tuple[int, str, "InvertedResidual"]]:
+        """(level, name, spec) of every block behind the stem."""
         width = _multiple(self.width)
         channels = _divisible(STEM_CHANNELS * width)
-        value = wiring.add("backbone.stem", Relu6Stem(channels), [IMAGE])
-        maps = {}
         for stage, (expansion, base, repeats, stride, level) in enumerate(STAGES):
-            if level > last:
-                break
             out = _divisible(base * width)
             for block in range(repeats):
-                spec = InvertedResidual(channels, out, expansion, 1 if block else stride)
-                value = wiring.add(stage_block_name(stage, block), spec, [value])
+                yield level, stage_block_name(stage, block), InvertedResidual(channels, out, expansion, 1 if block else stride)
                 channels = out
-            maps[level] = value
-        return {level: maps[level] for level in self.maps if level <= last}
 
 
 def _multiple(width: str) -> float:
@@ -119,11 +128,11 @@ class InvertedResidual(Spec):
         return expand + conv_params(width, width, 3, width) + 2 * width + conv_params(width, out, 1) + 2 * out
 
     def macs(self, inputs: Shapes) -> int:
-        _, _, h, w = inputs[0]
+        n, _, h, w = inputs[0]
         _, out, oh, ow = self.outputs(inputs)[0]
         width = self.width
         expand = conv_params(self.in_channels, width, 1) * h * w if self.expansion != 1 else 0
-        return expand + (conv_params(width, width, 3, width) + conv_params(width, out, 1)) * oh * ow
+        return n * (expand + (conv_params(width, width, 3, width) + conv_params(width, out, 1)) * oh * ow)
 
     def outputs(self, inputs: Shapes) -> Shapes:
         n, _, h, w = inputs[0]

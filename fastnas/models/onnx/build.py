@@ -28,6 +28,7 @@ EMITTERS = {
     b.HeadTower: efficientdet.emit_head_tower,
     b.RpnHead: layers.emit_rpn_head,
     b.BoxHead: layers.emit_box_head,
+    b.RegionPredictor: layers.emit_region_predictor,
     b.Proposals: boxes.emit_proposals,
     b.Refine: boxes.emit_refine,
     b.RoiPool: boxes.emit_roi_pool,

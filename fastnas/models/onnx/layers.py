@@ -56,7 +56,7 @@ def emit_connector(graph: Graph, weights: Weights, name: str, spec: b.Connector,
     layers, shape = (f"{name}.feedback.conv", f"{name}.feedback.norm"), (spec.channels, spec.in_channels, 1, 1)
     fed = conv_norm(graph, weights, *layers, spec.norm, inputs[1], shape, gain=_LAST, most=spec.groups)
     if shapes[1][2:] != shapes[0][2:]:
-        fed = upsample(graph, fed, (1, spec.channels, *shapes[1][2:]), shapes[0])
+        fed = upsample(graph, fed, (shapes[1][0], spec.channels, *shapes[1][2:]), shapes[0])
     return [graph.add("Add", inputs[0], fed)]
 
 
@@ -103,6 +103,16 @@ def emit_box_head(graph: Graph, weights: Weights, name: str, spec: b.BoxHead, in
     return [
         linear(graph, weights, f"{name}.cls_score", value, (spec.logits, spec.hidden)),
         linear(graph, weights, f"{name}.bbox_pred", value, (spec.deltas, spec.hidden), gain=0.1),
+    ]
+
+
+def emit_region_predictor(
+    graph: Graph, weights: Weights, name: str, spec: b.RegionPredictor, inputs: list[str], shapes: b.Shapes
+) -> list[str]:
+    value = graph.add("Flatten", graph.add("GlobalAveragePool", inputs[0]))
+    return [
+        linear(graph, weights, f"{name}.cls_score", value, (spec.logits, spec.channels)),
+        linear(graph, weights, f"{name}.bbox_pred", value, (4 * (spec.logits - 1), spec.channels), gain=0.1),
     ]
 
 
@@ -202,5 +212,5 @@ def upsample(graph: Graph, value: str, shape: b.Shape, target: b.Shape) -> str:
         images = graph.add("Slice", graph.add("Shape", value), graph.integers(0), graph.integers(1))
         sizes = graph.add("Concat", images, graph.integers(shape[1], *target[2:]), axis=0)
     else:
-        sizes = graph.integers(graph.batch, shape[1], *target[2:])
+        sizes = graph.integers(graph.batch * shape[0], shape[1], *target[2:])  # of regions there are shape[0] an image
     return graph.add("Resize", value, "", "", sizes, **mode)
