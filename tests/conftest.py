@@ -38,6 +38,14 @@ def faster_rcnn_twins():
 
 
 @pytest.fixture(scope="session")
+def retinanet_twins():
+    """(ours, torchvision's) RetinaNet R50-FPN with the same weights, for images of 192x256."""
+    from tests.twins import retinanet_twins
+
+    return retinanet_twins()
+
+
+@pytest.fixture(scope="session")
 def shapes(tmp_path_factory) -> Path:
     """A small generated data set: 24 training and 12 validation images of 64x80 with three classes."""
     from fastnas.data.shapes import generate

@@ -12,6 +12,7 @@ from fastnas.blueprint import (
     Fpn,
     MobileNetV2,
     NoNeck,
+    RetinaHead,
     RoiHead,
     Rpn,
     SerialBackbone,
@@ -112,6 +113,20 @@ def c4s(draw, backbone) -> tuple[NoNeck, Rpn, C4Head]:
 
 
 @st.composite
+def retina_heads(draw) -> RetinaHead:
+    return RetinaHead(
+        draw(st.integers(0, 3)),
+        draw(st.sampled_from(["none", "bn", "gn", "gnws"])),
+        draw(st.integers(1, 6)),
+        draw(st.integers(1, 4)),
+        draw(st.sampled_from(["yes", "no"])),
+        draw(st.integers(1, 300)),
+        draw(st.integers(1, 100)),
+        draw(st.sampled_from(SUPPRESSIONS)),
+    )
+
+
+@st.composite
 def region_heads(draw) -> RoiHead | CascadeHead:
     options = st.sampled_from([8, 32]), st.integers(1, 100), st.sampled_from(SUPPRESSIONS), st.sampled_from(["standard", "high"])
     return draw(st.builds(RoiHead, *options) | st.builds(CascadeHead, st.integers(2, 4), *options))
@@ -122,7 +137,7 @@ def blueprints(draw) -> Blueprint:
     """Any backbone with any neck, any head with the proposals it needs."""
     backbone = draw(serial_backbones() | efficientnets() | mobilenets())
     neck = fpns(backbone.maps) | bifpns(backbone.maps) | st.sampled_from(backbone.maps).map(NoNeck)
-    behind = st.tuples(neck, rpns(), region_heads()) | st.tuples(neck, st.none(), effdet_heads())
+    behind = st.tuples(neck, rpns(), region_heads()) | st.tuples(neck, st.none(), effdet_heads() | retina_heads())
     neck, rpn, head = draw(behind | c4s(backbone) if len(backbone.maps) > 1 else behind)
     sides = st.integers(33, 150)
     return Blueprint((draw(sides), draw(sides)), backbone, neck, rpn, head, classes=draw(st.integers(1, 20)))

@@ -1,16 +1,20 @@
 """Our detectors and those of torchvision and effdet with the same weights, to compare what they compute."""
 
+import re
+
 import torch
 import torch.nn as nn
-from torchvision.models.detection import fasterrcnn_resnet50_fpn
+from torchvision.models.detection import fasterrcnn_resnet50_fpn, retinanet_resnet50_fpn
 
 from fastnas.blueprint import PRESETS
 from fastnas.models import build
 from fastnas.models.convert_effdet import convert_effdet
 
+RETINANET = {"head.classes.": "classification_head.", "head.boxes.": "regression_head."}
 
-def as_torchvision(name: str) -> str:
-    """Our parameter name -> torchvision's, for a ResNet-50 Faster R-CNN with FPN."""
+
+def as_torchvision(name: str, finest: int = 2) -> str:
+    """Our parameter name -> torchvision's, for a ResNet-50 Faster R-CNN or RetinaNet with an FPN from level `finest`."""
     if name.startswith("backbone.stem."):
         return f"backbone.body.{name.removeprefix('backbone.stem.').replace('norm', 'bn')}"
     if name.startswith("backbone.stage"):
@@ -19,7 +23,14 @@ def as_torchvision(name: str) -> str:
         return f"backbone.body.layer{stage[5:]}.{int(block[5:]) - 1}.{rest}"
     if name.startswith("neck.p"):
         _, level, part, leaf = name.split(".")
-        return f"backbone.fpn.{'inner' if part == 'lateral' else 'layer'}_blocks.{int(level[1:]) - 2}.0.{leaf}"
+        if finest == 3 and int(level[1:]) > 5:
+            return f"backbone.fpn.extra_blocks.{level}.{leaf}"
+        return f"backbone.fpn.{'inner' if part == 'lateral' else 'layer'}_blocks.{int(level[1:]) - finest}.0.{leaf}"
+    for ours, theirs in RETINANET.items():
+        if name.startswith(ours):
+            last = "cls_logits" if "classes" in ours else "bbox_reg"
+            rest = re.sub(r"convs\.(\d+)", r"conv.\1.0", name.removeprefix(ours)).replace("predictor", last)
+            return f"head.{theirs}{rest}"
     if name.startswith("rpn.head.conv."):
         return name.replace("rpn.head.conv.", "rpn.head.conv.0.0.")
     if name.startswith("head.box.fc"):
@@ -42,6 +53,28 @@ def faster_rcnn_twins():
     ours = build(PRESETS["fasterrcnn-r50-fpn"].replace(input=(192, 256)))
     theirs = peer.state_dict()
     ours.load_state_dict({name: theirs.get(as_torchvision(name), torch.zeros((), dtype=torch.int64)) for name in ours.state_dict()})
+    return ours, peer
+
+
+def retinanet_twins():
+    """Ours and torchvision's RetinaNet R50-FPN with the same weights, at 192x256. Output 0, the background, is never high."""
+    torch.manual_seed(0)
+    peer = retinanet_resnet50_fpn(weights=None, weights_backbone=None, min_size=192, max_size=256)
+    for module in peer.modules():
+        if hasattr(module, "running_var"):
+            module.momentum = None
+    with torch.no_grad():
+        peer.backbone.train()(torch.randn(2, 3, 192, 256))
+    for head in (peer.head.classification_head, peer.head.regression_head):
+        for layer in head.conv:
+            torch.nn.init.kaiming_normal_(layer[0].weight)
+    torch.nn.init.normal_(peer.head.classification_head.cls_logits.weight, std=0.02)
+    torch.nn.init.constant_(peer.head.classification_head.cls_logits.bias, -5.0)
+    peer.head.classification_head.cls_logits.bias.data[::91] = -100.0
+    torch.nn.init.normal_(peer.head.regression_head.bbox_reg.weight, std=0.002)
+    ours = build(PRESETS["retinanet-r50-fpn"].replace(input=(192, 256)))
+    theirs, batches = peer.state_dict(), torch.zeros((), dtype=torch.int64)
+    ours.load_state_dict({name: theirs.get(as_torchvision(name, 3), batches) for name in ours.state_dict()})
     return ours, peer
 
 

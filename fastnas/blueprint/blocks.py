@@ -10,16 +10,24 @@ from fastnas.blueprint.parts.fpn import ConvLevel, FpnLevel, MaxPoolLevel
 from fastnas.blueprint.parts.mobilenet import InvertedResidual, Relu6Stem
 from fastnas.blueprint.parts.parallel import Connector
 from fastnas.blueprint.parts.rcnn import BoxHead, Detections, RoiPool, Weights
+from fastnas.blueprint.parts.retinanet import ConvTower, RetinaDetections
 from fastnas.blueprint.parts.rpn import Proposals, RpnHead
 from fastnas.blueprint.parts.serial import Residual, Stem
 from fastnas.blueprint.spec import Shape, Shapes, Spec, half, norm_groups
 
+AnchorHead = AnchorDetections | RetinaDetections
+ANCHOR_HEADS = AnchorDetections, RetinaDetections
+SUPPRESSIONS = Detections, *ANCHOR_HEADS  # what ends a detector
+
 __all__ = [
+    "ANCHOR_HEADS",
     "AnchorDetections",
+    "AnchorHead",
     "BoxHead",
     "CoarserLevel",
     "Connector",
     "ConvLevel",
+    "ConvTower",
     "Detections",
     "FpnLevel",
     "FusionNode",
@@ -32,8 +40,10 @@ __all__ = [
     "RegionPredictor",
     "Relu6Stem",
     "Residual",
+    "RetinaDetections",
     "RoiPool",
     "RpnHead",
+    "SUPPRESSIONS",
     "Shape",
     "Shapes",
     "SiluStem",

@@ -1,7 +1,19 @@
 """Named blueprints, e.g. for `fastnas describe fasterrcnn-r50-fpn`."""
 
 from fastnas.blueprint.blueprint import Blueprint
-from fastnas.blueprint.parts import Bifpn, C4Head, CascadeHead, EffdetHead, EfficientNet, Fpn, NoNeck, RoiHead, Rpn, SerialBackbone
+from fastnas.blueprint.parts import (
+    Bifpn,
+    C4Head,
+    CascadeHead,
+    EffdetHead,
+    EfficientNet,
+    Fpn,
+    NoNeck,
+    RetinaHead,
+    RoiHead,
+    Rpn,
+    SerialBackbone,
+)
 
 RESNET18 = "11-21-21-21"
 RESNET50 = "111-2111-211111-211"
@@ -22,6 +34,12 @@ def _faster_rcnn_c4(block: str, code: str) -> Blueprint:
 def _cascade_rcnn(block: str, code: str) -> Blueprint:
     """Cascade R-CNN as published, with COCO's 80 classes."""
     return Blueprint((800, 1333), SerialBackbone(block, code), Fpn(256), Rpn(1000), CascadeHead(3), classes=80)
+
+
+def _retinanet(block: str, code: str) -> Blueprint:
+    """RetinaNet as torchvision builds it: COCO's 91 outputs (90 class ids + one that is never used)."""
+    neck = Fpn(256, levels="3-7", extra="conv-p")
+    return Blueprint((800, 1333), SerialBackbone(block, code), neck, None, RetinaHead(4, background="yes"), classes=90)
 
 
 def _smnas(size: tuple[int, int], block: str, base: int, code: str, levels: str, head: RoiHead | CascadeHead) -> Blueprint:
@@ -56,6 +74,7 @@ PRESETS: dict[str, Blueprint] = {
     "fasterrcnn-x101-fpn": _faster_rcnn("resnext32x4d", RESNET101),
     "fasterrcnn-r50-c4": _faster_rcnn_c4("bottleneck", RESNET50),
     "cascade-r50-fpn": _cascade_rcnn("bottleneck", RESNET50),
+    "retinanet-r50-fpn": _retinanet("bottleneck", RESNET50),
     "smnas-e0": _smnas((512, 512), "basic", 64, "1-21-21-12", "3-6", RoiHead(1024)),
     "smnas-e2": _smnas((600, 800), "basic", 56, "12-11111-211-1112", "2-6", CascadeHead(3)),
     "smnas-e3": _smnas((600, 800), "bottleneck", 56, "211-111111111-2111111-11112111", "2-6", CascadeHead(3)),

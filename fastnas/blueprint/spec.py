@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 Shape = tuple[int, ...]
 Shapes = tuple[Shape, ...]
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 
 
 class Spec:
@@ -40,15 +41,16 @@ class Spec:
 
     def to_dict(self) -> dict:
         """Canonical description, the same for equal specs in every process; without `added` fields at their default."""
-        values = {"op": self.op, **dataclasses.asdict(self)}
+        values: dict = {"op": self.op}
         for field in dataclasses.fields(self):
-            if "added" in field.metadata and values[field.name] == field.default:
-                del values[field.name]
+            value = getattr(self, field.name)
+            if not ("added" in field.metadata and value == field.default):
+                values[field.name] = value
         return values
 
     def key(self, inputs: Shapes) -> str:
         """Identifies this block at these input shapes in a latency table (canonical JSON)."""
-        return json.dumps({**self.to_dict(), "inputs": inputs}, sort_keys=True, separators=(",", ":"))
+        return _CANONICAL({**self.to_dict(), "inputs": inputs})
 
 
 def added(default: Any) -> Any:

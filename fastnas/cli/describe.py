@@ -25,17 +25,20 @@ def command(blueprint, engine, device, table, as_json):
         "macs": network.macs,
         "blocks": [block.to_dict() for block in network.blocks],
     }
+    absent = ""
     if engine or table or device:
         from fastnas.latency import Oracle  # loads the engine: only where a price is wanted
 
         with Oracle.open(table, engine=engine or "onnxruntime", device=device) as oracle:
             result["latency_ms"] = oracle(described).to_dict()
+            absent = "" if oracle.runs_here else f" on {oracle.environment['device']}"
     if not as_json:
-        _print(result)
+        _print(result, absent)
     return result
 
 
-def _print(result: dict) -> None:
+def _print(result: dict, absent: str) -> None:
+    """absent: the device, where it is not this machine's."""
     click.echo(f"{result['name']}\n{result['text']}")
     click.echo(f"{result['params']:,} parameters, {result['macs'] / 1e9:.3f} GMACs at {result['input'][0]}x{result['input'][1]}\n")
     click.echo(f"{'block':28} {'uses':>4} {'parameters':>12} {'MMACs':>10}  output of the first use")
@@ -45,4 +48,4 @@ def _print(result: dict) -> None:
     if price := result.get("latency_ms"):
         shares = [f"{100 * price[kind]:.0f} % {kind}" for kind in ("measured", "interpolated", "modelled") if price[kind] > 0.005]
         interval = f"{price['low']:.2f} to {price['high']:.2f}"
-        click.echo(f"\n{price['predicted']:.2f} ms ({interval}) with {price['engine']}; {', '.join(shares)}")
+        click.echo(f"\n{price['predicted']:.2f} ms ({interval}) with {price['engine']}{absent}; {', '.join(shares)}")

@@ -3,6 +3,7 @@
 0 done, 1 the work failed, 2 bad usage or bad input, 130 interrupted; a traceback only with --debug.
 """
 
+import errno
 import functools
 import importlib
 import json
@@ -25,6 +26,9 @@ COMMANDS = {
     "status": "What a study has done so far.",
     "doctor": "Versions, devices, engines and what the extension was built with.",
 }
+
+# Errors of the system that only another name can mend.
+WRONG_NAME = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EROFS)
 
 
 class LazyGroup(click.Group):
@@ -102,6 +106,10 @@ def _explain(error: BaseException) -> tuple[int, str]:
         return 2, f"error: no permission for {error.filename or 'a file'}: check its permissions or name another"
     if isinstance(error, sqlite3.Error):
         return 1, f"error: cannot read or write the database: {error}"
+    if isinstance(error, OSError) and error.errno in WRONG_NAME:
+        from fastnas.blueprint.show import one_line
+
+        return 2, f"error: {error.strerror}: {one_line(str(error.filename), 200)}: name another file or folder"
     if isinstance(error, OSError):
         return 1, f"error: {error.strerror or error}: {error.filename or ''}".rstrip(": ")
     return 1, f"internal error: {type(error).__name__}: {error} (run again with --debug and report it)"

@@ -28,6 +28,9 @@ def show(file, as_json):
         for row in rows:
             description, calibration = row["environment"], row["calibration"]
             click.echo("  ".join(f"{key}: {value}" for key, value in description.items() if not isinstance(value, dict)))
+            if imported := description.get("imported"):
+                click.echo(f"    {row['entries']} operators, imported from {imported['file']} ({imported['format']})")
+                continue
             click.echo(f"    {row['entries']} blocks, {row['networks']} networks measured whole")
             if calibration:
                 used = "" if calibration["error"] <= TOO_FAR else " (too far off to be used)"

@@ -16,6 +16,11 @@ def is_depthwise(groups, cin, cout):
     return (groups > 1) & (groups == cin) & (cin == cout)
 
 
+def grid_ratio(cin, cout):
+    """The first axis of a `Grid`, of numbers or arrays."""
+    return np.where(np.less(cin, IMAGE), cin, np.divide(cin, cout))
+
+
 @dataclass(frozen=True)
 class Convolutions:
     """Convolutions as columns, one row each; `added`: a sum is fused, `ms`: milliseconds, the rest as in `Conv`."""
@@ -55,6 +60,10 @@ class Convolutions:
         same = (self.kernel == kernel) & (self.stride == stride) & (self.added == added)
         kind = self.depthwise if depthwise else (self.groups == 1) & ((self.cin < IMAGE) == image)
         return self._where(same & kind)
+
+    def points(self) -> np.ndarray:
+        """[n, 3]: where they lie on the axes of a `Grid`."""
+        return np.stack([grid_ratio(self.cin, self.cout), self.cout, np.sqrt(self.pixels)], 1)
 
     def features(self, bytes_each: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(chain, operations, bytes) as `Roofline` takes them: what `Conv` counts, by columns."""

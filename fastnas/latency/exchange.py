@@ -48,7 +48,7 @@ def contents(table: LatencyTable) -> list[Measured]:
 
 
 def export(table: LatencyTable, path: Path | str) -> int:
-    """Writes a table as JSON lines, atomically; returns the number of entries."""
+    """Writes a table as JSON lines, atomically; returns the number of entries. Raises InputError where `path` cannot be written."""
     lines, entries = [{"fastnas_latency_table": FORMAT}], 0
     for measured in contents(table):
         lines.append({"environment": measured.description, "baselines": measured.baselines})
@@ -59,7 +59,10 @@ def export(table: LatencyTable, path: Path | str) -> int:
             lines.append({"network": text, **timing.to_dict(), "mix": mix})
     body = "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines)
     end = {"lines": len(lines), "sha256": hashlib.sha256(body.encode()).hexdigest()}
-    write_atomic(Path(path), body + json.dumps(end) + "\n")
+    try:
+        write_atomic(Path(path), body + json.dumps(end) + "\n")
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}; name a file in a folder that is there") from None
     return entries
 
 
@@ -81,7 +84,7 @@ def read_export(path: Path | str) -> list[Measured]:
         raise InputError(f"{path} is damaged or cut off: its checksum does not fit (export it again)")
     try:
         return list(_measured(json.loads(line) for line in body.decode().splitlines()[1:]))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise InputError(f"{path} holds a line that fastnas cannot have written ({type(error).__name__}: {error})") from None
 
 
@@ -169,7 +172,7 @@ def _positive(value: Any) -> float:
 def _parsed(line: bytes) -> Any:
     try:
         return json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 

@@ -1,9 +1,9 @@
 """Interpolation between the measured convolutions of one family: same kernel, stride, fused sum, dense or depthwise.
 
-Axes: input over output channels, output channels, and the side of the square map with the same area (a non-square map, and a batch
-of maps, count by their area). Between the lines of the grid, the logarithm of measured over modelled (`Roofline`) milliseconds is
-linear in the logarithms of the three; `bench/bench_tinynas.py` compares that with plainer ways. Where the grid has a hole or ends,
-the nearest measured ratio goes on, times the model: such prices count as modelled.
+Axes: input over output channels (of images: input channels), output channels, and the side of the square map with the same area (a
+map that is not square, and a batch of maps, count by their area). Between the lines of the grid, the logarithm of measured over
+modelled (`Roofline`) milliseconds is linear in the logarithms of the three; `bench/bench_tinynas.py` compares that with plainer
+ways. Where the grid has a hole or ends, the nearest measured ratio goes on, times the model: such prices count as modelled.
 
 `error(axes)`: each line in turn is predicted from its two neighbours, in all of `axes` at once; the LEVEL quantile of the relative
 errors. A line that is left out makes the gap twice as wide, so real errors are smaller.
@@ -18,7 +18,7 @@ import numpy as np
 from fastnas.latency.roofline import LEVEL
 
 AXES = ("ratio", "channels", "side")
-FEWEST = 12  # left-out points that an error is taken from
+FEWEST = 8  # left-out points that an error is taken from
 
 
 @dataclass(frozen=True)
@@ -31,17 +31,16 @@ class Between:
 
 
 class Grid:
-    """Made of points (input channels, output channels, side), their milliseconds, and what the model says of them."""
+    """Made of points (ratio, channels, side), their milliseconds, and what the model says of them."""
 
     def __init__(self, points: np.ndarray, ms: np.ndarray, modelled: np.ndarray):
-        cin, cout, side = np.asarray(points, float).T
-        coordinates = [np.log(cin / cout), np.log(cout), np.log(side)]
-        self.lines, indices = zip(*(np.unique(values.round(9), return_inverse=True) for values in coordinates), strict=True)
+        logs = np.log(np.asarray(points, float)).round(9)
+        self.lines, indices = zip(*(np.unique(values, return_inverse=True) for values in logs.T), strict=True)
         self.logs = np.full([len(line) for line in self.lines], np.nan)  # of measured over modelled
         self.logs[indices] = np.log(np.asarray(ms) / modelled)
 
-    def __call__(self, cin: int, cout: int, side: float) -> Between:
-        places = [_place(line, x) for line, x in zip(self.lines, np.log([cin / cout, cout, side]), strict=True)]
+    def __call__(self, ratio: float, channels: int, side: float) -> Between:
+        places = [_place(line, x) for line, x in zip(self.lines, np.log([ratio, channels, side]), strict=True)]
         value, inside = 0.0, all(within for _, _, within in places)
         for corner in np.ndindex(2, 2, 2):
             weight = np.prod([share if high else 1 - share for (_, share, _), high in zip(places, corner, strict=True)])
@@ -63,7 +62,7 @@ class Grid:
         """Relative errors of all points that can be predicted from the lines beside theirs in all of `axes`."""
         predicted = self.logs
         for axis in axes:
-            predicted = _from_neighbours(predicted, self.lines[AXES.index(axis)], AXES.index(axis))
+            predicted = from_neighbours(predicted, self.lines[AXES.index(axis)], AXES.index(axis))
         errors = np.abs(np.exp(predicted - self.logs) - 1)
         return errors[np.isfinite(errors)]
 
@@ -93,7 +92,7 @@ def _place(line: np.ndarray, x: float) -> tuple[int, float, bool]:
     return index, 0.0 if share < 1e-6 else 1.0 if share > 1 - 1e-6 else float(share), within
 
 
-def _from_neighbours(logs: np.ndarray, line: np.ndarray, axis: int) -> np.ndarray:
+def from_neighbours(logs: np.ndarray, line: np.ndarray, axis: int) -> np.ndarray:
     """Every value predicted from the lines on both sides of its own; NaN on the outer ones."""
     logs, predicted = np.moveaxis(logs, axis, 0), np.full_like(np.moveaxis(logs, axis, 0), np.nan)
     if len(line) > 2:

@@ -19,12 +19,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 
-import numpy as np
-
 from fastnas.blueprint.blocks import Shapes, Spec
 from fastnas.blueprint.operators import Conv, Linear, Operator, Pass
 from fastnas.errors import InputError
-from fastnas.latency.convolutions import IMAGE, Convolutions, is_depthwise
+from fastnas.latency.convolutions import IMAGE, Convolutions, grid_ratio, is_depthwise
 from fastnas.latency.estimate import QUANTILE, Estimate, interpolated, modelled, summed
 from fastnas.latency.grid import Grid
 from fastnas.latency.roofline import FEWEST, Roofline, bytes_of, fit
@@ -80,11 +78,11 @@ class OperatorPrices:
         if grid is None:
             return modelled(ms, model.error)
         n, cin, h, w = inputs[0]
-        between = grid(cin, conv.out_channels, math.sqrt(n * h * w))
+        between = grid(float(grid_ratio(cin, conv.out_channels)), conv.out_channels, math.sqrt(n * h * w))
         ms, error = ms * between.ratio, grid.error(between.axes)
-        if not between.inside or error is None:
+        if not between.inside:
             return modelled(ms, model.error)
-        return interpolated(ms, error)
+        return interpolated(ms, model.error if error is None else error)
 
     def _modelled(self, model: Roofline, operator: Operator, inputs: Shapes, chain: int | None = None) -> float:
         if chain is None:
@@ -96,9 +94,8 @@ class OperatorPrices:
         if family not in self._grids:
             found = self.convs.select(family)
             if len(found.ms):
-                depthwise = family[0]
-                points = np.stack([found.cin, found.cout, np.sqrt(found.pixels)], 1)
-                self._grids[family] = Grid(points, found.ms, self._model(depthwise)(*found.features(self._bytes)))
+                modelled_ms = self._model(family[0])(*found.features(self._bytes))
+                self._grids[family] = Grid(found.points(), found.ms, modelled_ms)
             else:
                 self._grids[family] = None
         return self._grids[family]

@@ -5,8 +5,9 @@ the sum and takes the interval from their residuals (`calibration.py`). Without 
 twice the spread of the sum, taking the blocks' spreads as independent, and never narrower than FLOOR to either side: a sum of
 blocks timed alone differs from the whole network (data left in caches, layouts kept between blocks) by more than timing noise.
 
-Where nothing may be measured (`measure=False`, or a device that is not here: `recorded.py`), a block that the table lacks is priced
-as the sum of its layers, see `operators.py`; a Price says which share of it is measured, interpolated and modelled.
+Where nothing may be measured, a block that the table lacks is estimated: from measured blocks of its kind (`measure=False`; see
+`neighbours.py`), or on a device whose single layers were imported (`recorded.py`) as the sum of its layers (`operators.py`). A
+Price says which share of it is measured, interpolated and modelled.
 """
 
 import contextlib
@@ -22,6 +23,7 @@ from fastnas.errors import FastnasError, InputError
 from fastnas.latency.calibration import MOST, TOO_FAR, Calibration, calibration_of, spread_out
 from fastnas.latency.engines import Engine, Runner, cannot_run, open_engine
 from fastnas.latency.estimate import SHARES, Estimate
+from fastnas.latency.neighbours import Neighbours
 from fastnas.latency.operators import OperatorPrices
 from fastnas.latency.price import BlockPrice, Lacking, Price, Unpriceable
 from fastnas.latency.recorded import Recorded, choose_engine
@@ -271,7 +273,7 @@ class Oracle:
         why = "nothing was measured in this environment"
         if self._row:
             try:
-                self._operators.block(spec, shapes)
+                self._estimates.block(spec, shapes)
             except InputError as error:
                 why = str(error)
         sizes = ", ".join("x".join(map(str, shape)) for shape in shapes)
@@ -320,7 +322,7 @@ class Oracle:
             return found
         if pair not in self._estimated:
             try:
-                self._estimated[pair] = self._operators.block(*pair)
+                self._estimated[pair] = self._estimates.block(*pair)
             except InputError:
                 self._estimated[pair] = None
         return self._estimated[pair]
@@ -339,12 +341,13 @@ class Oracle:
 
     def _adopt(self, row: Environment | None) -> None:
         """Goes on with this environment and its entries, and forgets all that was known before."""
-        if row and set(row.baselines) != (set() if "imported" in self.environment else set(REFERENCES)):
+        imported = "imported" in self.environment
+        if row and set(row.baselines) != (set() if imported else set(REFERENCES)):
             raise self.table.damaged(f"baselines are {row.stored!r}")
         self._row = row
         self._known: dict[Priced, Timing] = {}
         self._failures = self.table.failures(row) if row else {}  # messages by block key
-        self._operators = OperatorPrices(self.table, row, self.environment) if row else None
+        self._estimates = OperatorPrices(self.table, row, self.environment) if imported else Neighbours(self.table, row)
         self._estimated: dict[Priced, Estimate | None] = {}  # None: there is too little to tell
         self._prices: dict[Blueprint, Price] = {}
         self._calibration: tuple[Calibration | None] | None = None  # None: not computed yet

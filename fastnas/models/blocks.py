@@ -10,7 +10,7 @@ from torch import nn
 
 from fastnas.blueprint import blocks as spec
 from fastnas.blueprint import operators as layer
-from fastnas.models.parts import bifpn, effdet, efficientnet, fpn, mobilenet, operators, parallel, rcnn, rpn, serial
+from fastnas.models.parts import bifpn, effdet, efficientnet, fpn, mobilenet, operators, parallel, rcnn, retinanet, rpn, serial
 
 MODULES: dict[type[spec.Spec], type[nn.Module]] = {
     spec.Stem: serial.Stem,
@@ -30,6 +30,7 @@ MODULES: dict[type[spec.Spec], type[nn.Module]] = {
     spec.BoxHead: rcnn.BoxHead,
     spec.RegionPredictor: rcnn.RegionPredictor,
     spec.Refine: rcnn.Refine,
+    spec.ConvTower: retinanet.ConvTower,
     spec.HeadTower: effdet.HeadTower,
     layer.Conv: operators.Conv,
     layer.Linear: operators.Linear,

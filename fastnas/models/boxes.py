@@ -49,7 +49,7 @@ def clip(boxes: Tensor, size: tuple[int, int]) -> Tensor:
 def make_anchors(s: spec.Proposals, maps: list[tuple[int, int]]) -> list[Tensor]:
     """Anchors (H * W * A, 4) of every level, for maps of the given (height, width)."""
     return [
-        torch.from_numpy(level_anchors(s.input, hw, stride, s.scale, s.ratios, s.sizes))
+        torch.from_numpy(level_anchors(s.input, hw, stride, s.scale, s.ratios, sizes=s.sizes))
         for hw, stride in zip(maps, s.strides, strict=True)
     ]
 
@@ -104,7 +104,7 @@ def select_detections(
 
 
 def suppress(
-    s: spec.Detections | spec.AnchorDetections, boxes: Tensor, score: Tensor, label: Tensor, image: Tensor, images: int
+    s: spec.Detections | spec.AnchorHead, boxes: Tensor, score: Tensor, label: Tensor, image: Tensor, images: int
 ) -> list[dict[str, Tensor]]:
     """Class-wise suppression of boxes (n, 4), scores, labels from 0 and image indices (n,): per image the best, labels from 1."""
     large = ((boxes[:, 2:] - boxes[:, :2]).amin(1) >= MIN_DETECTION).nonzero()[:, 0]

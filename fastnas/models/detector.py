@@ -11,10 +11,10 @@ class Detector(nn.Module):
     """Modules of all blocks that have one. `forward` detects; what training calls is up to the form.
 
     Values are kept by name in a dict, as in `Network.steps`; `blocks` maps a block's name to its module. Up to the block of the
-    spec `dense_until` everything works on whole maps (`dense`).
+    kinds `dense_until` everything works on whole maps (`dense`).
     """
 
-    dense_until: type
+    dense_until: tuple[type, ...]
 
     def __init__(self, network: Network):
         super().__init__()
@@ -23,8 +23,7 @@ class Detector(nn.Module):
             module = build_block(block.spec)
             if module is not None:
                 _attach(self, block.name, module)
-        kinds = [type(block.spec) for block, _ in network.steps]
-        cut = kinds.index(self.dense_until)
+        cut = next(index for index, (block, _) in enumerate(network.steps) if isinstance(block.spec, self.dense_until))
         self._dense_steps, self._later_steps = network.steps[:cut], network.steps[cut:]
         self._anchors: list[Tensor] | None = None
 

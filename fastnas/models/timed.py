@@ -33,7 +33,7 @@ class Proposals(nn.Module):
         super().__init__()
         self.spec = spec
         for index, (shape, stride) in enumerate(zip(shapes, spec.strides, strict=False)):  # the maps of the deltas come after
-            anchors = level_anchors(spec.input, shape[2:], stride, spec.scale, spec.ratios, spec.sizes)
+            anchors = level_anchors(spec.input, shape[2:], stride, spec.scale, spec.ratios, sizes=spec.sizes)
             self.register_buffer(f"anchors{index}", torch.from_numpy(anchors))
 
     def forward(self, *maps: Tensor) -> Tensor:
@@ -70,16 +70,17 @@ class Detections(nn.Module):
 class AnchorDetections(nn.Module):
     """Class maps and box maps of all levels -> boxes (D, 4), scores (D,), labels (D,)."""
 
-    def __init__(self, spec: b.AnchorDetections, shapes: b.Shapes):
+    def __init__(self, spec: b.AnchorHead, shapes: b.Shapes):
         super().__init__()
         self.spec = spec
         maps = [tuple(shape[2:]) for shape in shapes[: len(shapes) // 2]]
-        self.register_buffer("anchors", torch.cat(one_stage.make_anchors(spec, maps)))
+        for index, anchors in enumerate(one_stage.make_anchors(spec, maps)):
+            self.register_buffer(f"anchors{index}", anchors)
 
     def forward(self, *maps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         levels = len(maps) // 2
         logits, codes = one_stage.flatten_maps(self.spec, list(maps[:levels]), list(maps[levels:]))
-        found = one_stage.select_anchors(self.spec, logits, codes, self.anchors)[0]
+        found = one_stage.select_anchors(self.spec, logits, codes, list(self.buffers()))[0]
         return found["boxes"], found["scores"], found["labels"]
 
 
@@ -88,6 +89,7 @@ BOX_MODULES: dict[type[b.Spec], type[nn.Module]] = {
     b.RoiPool: RoiPool,
     b.Detections: Detections,
     b.AnchorDetections: AnchorDetections,
+    b.RetinaDetections: AnchorDetections,
 }
 DYNAMIC = Proposals, Detections, AnchorDetections  # what they select is known when they ran
 

@@ -15,7 +15,7 @@ from fastnas.models.detector import Detector
 class TwoStageDetector(Detector):
     """Training calls `dense`, `rpn_outputs`, and `stage` for each of the `stages`."""
 
-    dense_until = spec.Proposals
+    dense_until = (spec.Proposals,)
 
     def __init__(self, network: Network):
         super().__init__(network)

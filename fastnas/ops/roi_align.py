@@ -42,7 +42,7 @@ def roi_align(
 
     Raises:
         RuntimeError: wrong shapes or types, or (CPU) a box for an image that is not there.
-        InputError: a list of boxes that is not one [L, 4] per image. FastnasError: the operators are not built.
+        InputError: a list of boxes that is not one [L, 4] per image, sizes that are not two. FastnasError: no operators.
     """
     height, width = _both_axes(output_size)
     if not isinstance(boxes, Tensor):
@@ -77,12 +77,14 @@ def multiscale_roi_align(
         [K, C, height, width] in the order of `boxes`, in the type and layout of the first level.
 
     Raises:
-        InputError: strides that are no pyramid. RuntimeError, FastnasError: as for `roi_align`.
+        InputError: strides that are no pyramid, a canonical size of 0 or less. RuntimeError, FastnasError: as for `roi_align`.
     """
-    if any(stride <= 0 or stride & (stride - 1) for stride in strides) or any(
+    if any(not isinstance(stride, int) or stride <= 0 or stride & (stride - 1) for stride in strides) or any(
         finer * 2 != coarser for finer, coarser in zip(strides, strides[1:], strict=False)
     ):
         raise InputError(f"strides: expected powers of two, each twice the one before, got {list(strides)}")
+    if not canonical_size > 0:
+        raise InputError(f"canonical_size: expected a positive number of pixels, got {canonical_size}")
     height, width = _both_axes(output_size)
     features = [level if level.dtype == features[0].dtype else level.to(features[0].dtype) for level in features]
     scales = tuple(1.0 / stride for stride in strides)
@@ -166,8 +168,9 @@ class _Pooling(NamedTuple):
 def _both_axes(output_size: int | Sequence[int]) -> tuple[int, int]:
     if isinstance(output_size, int):
         return output_size, output_size
-    height, width = output_size
-    return height, width
+    if not isinstance(output_size, Sequence) or len(output_size) != 2:
+        raise InputError(f"output_size: expected one number or (height, width), got {output_size!r}")
+    return output_size[0], output_size[1]
 
 
 def _rows_with_image(boxes: Sequence[Tensor], features: Tensor) -> Tensor:

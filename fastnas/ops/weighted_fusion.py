@@ -53,7 +53,7 @@ def weighted_fusion(
         RuntimeError: an argument that does not fit, named. FastnasError: the operators are not built.
     """
     require_library()
-    height, width = inputs[0].shape[-2:] if size is None else size
+    height, width = _size(inputs, size)
     like = _like(inputs, height, width)
     inputs = [level if level.dtype == like.dtype else level.to(like.dtype) for level in inputs]
     node = _Node([height, width], method, activation, padding, eps)
@@ -100,6 +100,17 @@ class _Node(NamedTuple):
     activation: str
     padding: str
     eps: float
+
+
+def _size(inputs: Sequence[Tensor], size: Sequence[int] | None) -> tuple[int, int]:
+    """The node's (H, W). Here rather than in the operator is refused what cannot be passed to it."""
+    if not inputs or any(level.dim() < 2 for level in inputs):
+        raise RuntimeError(f"inputs: expected two or three maps [N, C, h, w], got {[list(level.shape) for level in inputs]}")
+    if size is None:
+        return inputs[0].size(-2), inputs[0].size(-1)
+    if not isinstance(size, Sequence) or len(size) != 2:
+        raise RuntimeError(f"size: expected (height, width), got {size!r}")
+    return size[0], size[1]
 
 
 def _like(inputs: Sequence[Tensor], height: int, width: int) -> Tensor:

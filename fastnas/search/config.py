@@ -2,7 +2,7 @@
 
 from importlib import resources
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 
 from pydantic import Field, ValidationError
 
@@ -37,8 +37,12 @@ class GeneratedData(Section):
     seed: int = Field(0, ge=0, le=MAX_SEED)
 
 
+# A path as a person writes it; the system takes no other.
+FilePath = Annotated[str, Field(min_length=1, max_length=4000, pattern=r"^[^\x00]*$")]
+
+
 class Data(Section):
-    root: str | None = None  # a COCO-format folder; none: the generated set
+    root: FilePath | None = None  # a COCO-format folder; none: the generated set
     generated: GeneratedData = GeneratedData()
     fraction: float = Field(1.0, gt=0, le=1)  # of the training images, during the search; the full training sees all
 
@@ -71,7 +75,7 @@ class SearchConfig(Section, Generic[Rules]):
     workers: int = Field(1, ge=1, le=64)  # candidates that train side by side, each in a process with its share of the cores
     engine: str = "onnxruntime"
     device: str | None = None  # one that the table knows, see `fastnas.latency.recorded`; none: this machine's, or the only one
-    table: str | None = None  # latency table; none: the user's
+    table: FilePath | None = None  # latency table; none: the user's
 
     def make_space(self, classes: int) -> Space:
         """The space for a data set with this many classes. Raises InputError."""

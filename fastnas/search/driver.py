@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Protocol
 
 from fastnas.blueprint import Blueprint, Lineage, expand
@@ -26,7 +27,8 @@ from fastnas.search.study import Study
 from fastnas.train.evaluator import Evaluation, Job
 
 MAX_REJECTED = 500  # candidates over a limit or without a price between two that are trained, before the search gives up
-SEARCH_WEIGHTS, FINAL_WEIGHTS = "weights.safetensors", "final.safetensors"
+SEARCH_WEIGHTS = "weights.safetensors"
+FINAL_WEIGHTS = ("final.safetensors", "final-longer.safetensors")  # by turns: a full training never overwrites the one before
 
 
 class Prices(Protocol):
@@ -148,10 +150,10 @@ class Driver:
         latencies = self._measured(missing)
         jobs = []
         for record in missing:
-            self.study.drop_final(record.id)
+            name = next(name for name in FINAL_WEIGHTS if not record.final or Path(record.final.weights).name != name)
             folder, origin = self.study.candidate_folder(record.id), self.study.verified_weights(record.id)
             epochs = target - record.total_epochs
-            jobs.append(Job(record.blueprint, folder, FINAL_WEIGHTS, "final", epochs, self._seed(record), origin))
+            jobs.append(Job(record.blueprint, folder, name, "final", epochs, self._seed(record), origin))
         for index, outcome in self._run(missing, jobs):
             self._finish(missing[index], jobs[index], outcome, latencies[index])
 
@@ -178,7 +180,7 @@ class Driver:
         if outcome.error:
             self.listener.note(f"the full training of candidate {record.id} failed: {outcome.error}")
             return
-        weights = str((job.folder / FINAL_WEIGHTS).relative_to(self.study.folder))
+        weights = str((job.folder / job.weights).relative_to(self.study.folder))
         metrics = outcome.metrics
         final = Final(metrics["ap"], metrics["ap50"], metrics, latency, job.epochs, outcome.seconds, weights)
         self.study.finish_final(record.id, final)

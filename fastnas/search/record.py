@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from fastnas.blueprint import Blueprint, Lineage
 
-WAITING, RUNNING, FINISHED, FAILED, REJECTED = "waiting", "running", "finished", "failed", "rejected"
+STATES = WAITING, RUNNING, FINISHED, FAILED, REJECTED = "waiting", "running", "finished", "failed", "rejected"
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,7 @@ def _resume(out: Path, space: str, config: str | None, changes: tuple[str, ...],
     with Study.open(out) as study:  # everything is checked before anything is written
         checked = _resumed_config(study, space, config, changes)
         fingerprint, environment = study.data_fingerprint, study.environment
+        study.records()  # raises where a row cannot be read
     train, val = _open_data(checked)
     if fingerprint != _fingerprint(train, val):
         raise InputError(f"the annotations in {train.split.root} changed since {out} was begun: start a new study")
@@ -78,8 +79,6 @@ def open_study(folder: Path | str) -> Study:
 def _drive(study: Study, config: SearchConfig, train: DetectionData, val: DetectionData, oracle: Oracle, listener: Listener):
     """The search itself, on an open study; returns the entries of pareto.json."""
     listener.note(f"study: {study.folder}")
-    train.fill()
-    val.fill()
     problems = [*train.split.problems, *train.problems, *val.split.problems, *val.problems]
     for line in summarize(problems):
         listener.note(f"data: {line}")
@@ -107,7 +106,10 @@ def _executor(config: SearchConfig, train: DetectionData, val: DetectionData) ->
 
 
 def _open_data(config: SearchConfig) -> tuple[DetectionData, DetectionData]:
-    """Training and validation data at the ancestor's input size; without a data folder the generated set, made if needed."""
+    """Training and validation data at the ancestor's input size, decoded; without a data folder the generated set, made if needed.
+
+    Raises InputError where nothing can be learned from it.
+    """
     size = config.make_space(1).ancestor.input
     root = Path(config.data.root) if config.data.root else None
     if root is None:
@@ -117,6 +119,7 @@ def _open_data(config: SearchConfig) -> tuple[DetectionData, DetectionData]:
     train, val = get_data(root, "train", size), get_data(root, "val", size)
     check_same_classes(train.split, val.split)
     for data in (train, val):
+        data.batch_count(1)  # raises where no image decodes
         if not any((~record.crowd).any() for record in data.split.records):
             raise InputError(f"{data.split.annotation_file} has no usable box: there is nothing to learn or to evaluate")
     return train, val

@@ -2,7 +2,8 @@
 
     study.db         SQLite (WAL, synchronous=FULL); the driver is its only writer, readers may look at any time
     config.yaml      the resolved configuration
-    candidates/ID/   blueprint.json, weights.safetensors, metrics.jsonl, after the full training final.safetensors
+    candidates/ID/   blueprint.json, weights.safetensors, metrics.jsonl, after the full training final.safetensors (or, after a
+                     longer one, final-longer.safetensors: the shorter one stays until the longer one is done)
 
 A candidate's files are written and fsynced before the row that names them is committed with their SHA-256, so a row never points
 at half a file. Files without a row are removed when the study is opened for writing, and a candidate that was running then waits
@@ -27,7 +28,7 @@ import yaml
 from fastnas.blueprint import Blueprint, Lineage
 from fastnas.errors import FastnasError, InputError
 from fastnas.files import fsync_dir, fsync_file, write_atomic
-from fastnas.search.record import FAILED, FINISHED, RUNNING, WAITING, Final, Record
+from fastnas.search.record import FAILED, FINISHED, RUNNING, STATES, WAITING, Final, Record
 
 SCHEMA_VERSION = 1
 SCHEMA = """
@@ -45,7 +46,10 @@ CREATE TABLE finals (
 """
 COLUMNS = "id, state, params, macs, predicted_ms, low_ms, high_ms, ap, ap50, epochs, total_epochs, seconds, reason, weights"
 PRICE = ("predicted_ms", "low_ms", "high_ms")  # NULL, read as NaN, where the engine cannot run one of the blocks
+FINAL_COLUMNS = "candidate, metrics, ap, ap50, latency_ms, epochs, seconds, weights"
 DRAFT = ".study.db.draft"
+UNREADABLE = (sqlite3.DatabaseError, TypeError, ValueError, LookupError, AttributeError, InputError)  # what reading a row may raise
+DAMAGE = (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT)
 
 
 class Study:
@@ -114,13 +118,10 @@ class Study:
             raise InputError(f"{folder} holds no study (no study.db): name the folder that a search was given as --out")
         study = Study(folder, _connect(folder, read_only=True))
         try:
-            version = study._meta("schema")
-        except (sqlite3.DatabaseError, TypeError, ValueError):
+            study._check()
+        except BaseException:
             study.close()
-            raise InputError(f"{folder / 'study.db'} is no fastnas study or is damaged") from None
-        if version != SCHEMA_VERSION:
-            study.close()
-            raise InputError(f"{folder} has schema {version}, this fastnas reads {SCHEMA_VERSION}: use the version that wrote it")
+            raise
         if not write:
             return study
         study.close()
@@ -130,6 +131,15 @@ class Study:
         study = Study(folder, _connect(folder), lock)
         study._recover()
         return study
+
+    def _check(self) -> None:
+        """Raises InputError unless this is a study of the known schema whose head can be read."""
+        version = self._meta("schema")
+        if version != SCHEMA_VERSION:
+            known = f"this fastnas reads {SCHEMA_VERSION}: use the version that wrote it"
+            raise InputError(f"{self.folder} has schema {version}, {known}")
+        if not isinstance(self.space, str) or not isinstance(self.config, dict):
+            raise self._damaged("it names no space or holds no configuration")
 
     def _recover(self) -> None:
         """Puts what was under way back in the queue and removes files that no row names."""
@@ -169,30 +179,33 @@ class Study:
         return self._meta("data", {})
 
     def _meta(self, key: str, default=None):
-        row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
-        return json.loads(row[0]) if row else default
+        try:
+            row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+            return json.loads(row[0]) if row else default
+        except UNREADABLE as error:
+            raise self._damaged(f"entry {key!r}: {error}", error) from None
 
     def records(self) -> list[Record]:
-        """All candidates in order of their ids."""
-        finals = {}
-        for id, metrics, *values in self._db.execute(
-            "SELECT candidate, metrics, ap, ap50, latency_ms, epochs, seconds, weights FROM finals"
-        ):
-            ap, ap50, latency, epochs, seconds, weights = values
-            finals[id] = Final(ap, ap50, json.loads(metrics), latency, epochs, seconds, weights)
-        names = [name.strip() for name in COLUMNS.split(",")]
-        return [
-            Record(
-                **{name: math.nan if value is None and name in PRICE else value for name, value in zip(names, values, strict=True)},
-                blueprint=Blueprint.from_dict(json.loads(blueprint)),
-                lineage=Lineage.from_dict(json.loads(lineage)),
-                metrics=json.loads(metrics),
-                final=finals.get(values[0]),
-            )
-            for blueprint, lineage, metrics, *values in self._db.execute(
-                f"SELECT blueprint, lineage, metrics, {COLUMNS} FROM candidates ORDER BY id"
-            )
-        ]
+        """All candidates in order of their ids. Raises InputError where a row cannot be read."""
+        try:
+            finals = {id: _final(*values) for id, *values in self._db.execute(f"SELECT {FINAL_COLUMNS} FROM finals")}
+            rows = self._db.execute(f"SELECT blueprint, lineage, metrics, {COLUMNS} FROM candidates ORDER BY id").fetchall()
+        except UNREADABLE as error:
+            raise self._damaged(str(error), error) from None
+        found = []
+        for blueprint, lineage, metrics, *values in rows:
+            try:
+                found.append(_record(blueprint, lineage, metrics, values, finals.get(values[0])))
+            except UNREADABLE as error:
+                raise self._damaged(f"candidate {values[0]}: {error}", error) from None
+        return found
+
+    def _damaged(self, what: str, error: Exception | None = None) -> Exception:
+        """The error for content that no search has written; another error of the database, such as a lock, is its own."""
+        if isinstance(error, sqlite3.Error) and getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF not in DAMAGE:
+            return error
+        path = self.folder / "study.db"
+        return InputError(f"{path} is no fastnas study or is damaged ({what}): restore it, or start a new study")
 
     def candidate_folder(self, id: int) -> Path:
         return self.folder / "candidates" / str(id)
@@ -264,7 +277,7 @@ class Study:
             )
 
     def finish_final(self, id: int, final: Final) -> None:
-        """Records the full training of a candidate; `final.weights` is relative to the study."""
+        """Records the full training of a candidate, in place of a shorter one; `final.weights` is relative to the study."""
         digest = self._seal(self.folder / final.weights)
         with self._db:
             self._db.execute(
@@ -272,11 +285,6 @@ class Study:
                 (id, final.ap, final.ap50, json.dumps(final.metrics), final.latency_ms, final.epochs, final.seconds)
                 + (final.weights, digest, time.time()),
             )
-
-    def drop_final(self, id: int) -> None:
-        """Forgets a full training that is going to be done again."""
-        with self._db:
-            self._db.execute("DELETE FROM finals WHERE candidate = ?", (id,))
 
     def _seal(self, weights: Path) -> str:
         """Fsyncs a candidate's folder; returns the hash of its weights."""
@@ -293,6 +301,31 @@ class Study:
         if not path.is_file() or _sha256(path) != digest:
             raise FastnasError(f"{path} is missing or was changed: candidate {id} cannot be a parent; start a new study")
         return path
+
+
+def _record(blueprint: str, lineage: str, metrics: str, values: list, final: Final | None) -> Record:
+    fields = dict(zip((name.strip() for name in COLUMNS.split(",")), values, strict=True))
+    fields |= {name: math.nan for name in PRICE if fields[name] is None}
+    for name, value in fields.items():
+        if isinstance(value, str) != (name in ("state", "reason", "weights")) or isinstance(value, bytes):
+            raise ValueError(f"{name} is {value!r}")
+    if fields["state"] not in STATES:
+        raise ValueError(f"state is {fields['state']!r}")
+    read = Blueprint.from_dict(json.loads(blueprint)), Lineage.from_dict(json.loads(lineage)), _numbers(metrics)
+    return Record(**fields, blueprint=read[0], lineage=read[1], metrics=read[2], final=final)
+
+
+def _final(metrics: str, *values) -> Final:
+    *numbers, weights = values
+    ap, ap50, latency, epochs, seconds = numbers
+    measured = [ap, ap50, epochs, seconds, *([] if latency is None else [latency])]  # none: the device is not here
+    if not all(isinstance(value, (int, float)) for value in measured) or not isinstance(weights, str):
+        raise ValueError(f"a full training with {values}")
+    return Final(ap, ap50, _numbers(metrics), latency, epochs, seconds, weights)
+
+
+def _numbers(text: str) -> dict[str, float]:
+    return {str(name): float(value) for name, value in json.loads(text).items()}
 
 
 def _is_free(folder: Path) -> bool:

@@ -98,8 +98,15 @@ class Evaluator:
 
 
 def write_metrics(path: Path, phase: str, lines: list[dict]) -> None:
-    """Replaces the lines of `phase` in a metrics file and keeps those of other phases."""
+    """Replaces the lines of `phase` in a metrics file and keeps those of other phases, and any that cannot be read."""
+
+    def of_this_phase(line: str) -> bool:
+        try:
+            return json.loads(line)["phase"] == phase
+        except (ValueError, LookupError, TypeError):
+            return False
+
     kept = []
     if path.is_file():
-        kept = [line for line in path.read_text().splitlines() if json.loads(line)["phase"] != phase]
+        kept = [line for line in path.read_text(errors="replace").splitlines() if not of_this_phase(line)]
     write_atomic(path, "".join(f"{line}\n" for line in [*kept, *map(json.dumps, lines)]))

@@ -1,13 +1,23 @@
-"""Losses of a batch, for every form of detector."""
+"""Losses of a batch, for every kind of detector. A new head registers in LOSSES."""
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from fastnas.blueprint import CascadeHead, EffdetHead, RetinaHead, RoiHead
 from fastnas.models.detector import Detector
-from fastnas.models.one_stage import OneStageDetector
 from fastnas.train.config import Sampling
-from fastnas.train.one_stage import one_stage_losses
+from fastnas.train.efficientdet import efficientdet_losses
+from fastnas.train.retinanet import retinanet_losses
 from fastnas.train.two_stage import two_stage_losses
+
+LOSSES: dict[type, Callable[..., dict[str, Tensor]]] = {
+    RoiHead: two_stage_losses,
+    CascadeHead: two_stage_losses,
+    RetinaHead: retinanet_losses,
+    EffdetHead: efficientdet_losses,
+}
 
 
 def detection_losses(
@@ -17,6 +27,4 @@ def detection_losses(
 
     sampling, rng: which anchors and regions contribute, in a two-stage detector.
     """
-    if isinstance(detector, OneStageDetector):
-        return one_stage_losses(detector, images, targets)
-    return two_stage_losses(detector, images, targets, sampling, rng)
+    return LOSSES[type(detector.network.blueprint.head)](detector, images, targets, sampling, rng)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fastnas.blueprint import PRESETS, BlueprintError, CascadeHead, RoiHead, expand, parse
+from fastnas.blueprint import PRESETS, BlueprintError, CascadeHead, RetinaHead, RoiHead, expand, parse
 from fastnas.blueprint import blocks as b
 
 
@@ -11,6 +11,18 @@ def test_parameters_of_cascades(stages, params):
     """From an independent count: ResNet-50 with FPN, 80 classes, every weight trainable."""
     blueprint = PRESETS["cascade-r50-fpn"]
     assert expand(blueprint.replace(head=CascadeHead(stages))).params == params
+
+
+def test_retinanet_counts_what_torchvision_has():
+    # torchvision's retinanet_resnet50_fpn with 91 outputs and trainable batch norm
+    assert expand(PRESETS["retinanet-r50-fpn"]).params == 34_068_119
+    coco = PRESETS["retinanet-r50-fpn"].replace(head=RetinaHead(4), classes=80)
+    assert expand(coco).params == 33_839_924, "as published for 80 classes"
+
+
+def test_batch_norms_of_a_tower_are_counted_once_a_level():
+    params = [b.ConvTower("boxes", 64, 2, 36, 5, norm).params() for norm in ("none", "gn", "bn")]
+    assert params[1] - params[0] == 2 * 64 and params[2] - params[1] == 2 * 2 * 64 * 4
 
 
 def test_stages_of_a_cascade_are_the_published_ones():

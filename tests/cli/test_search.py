@@ -140,17 +140,24 @@ def test_a_candidate_over_the_latency_limit_is_never_trained(arguments, environm
     assert not any((tmp_path / "s" / "candidates" / str(id)).exists() for id, *_ in rejected)
 
 
-def bad_inputs(folder, study):
+def bad_inputs(folder, study, data):
     """(name, arguments after `search`, words of the message)"""
     tiny = "64x80/basic:1-2,base=8/fpn:16/rpn:20/rcnn:16/classes:3"
     empty = folder / "empty"
     empty.mkdir()
+    cut = folder / "cut"  # headers are whole, pixels are not
+    shutil.copytree(data, cut)
+    for image in (cut / "images").rglob("val_*.jpg"):
+        image.write_bytes(image.read_bytes()[: image.stat().st_size // 2])
     out = ["--out", folder / "out"]
     return [
         ("unknown character", ["--set", f"ancestor={tiny.replace('1-2', '1-x')}", *out], "character"),
         ("empty stage", ["--set", f"ancestor={tiny.replace('1-2', '1--2')}", *out], "empty stage"),
         ("no annotations", ["--data", empty, *out], str(empty)),
         ("no such data", ["--data", folder / "none", *out], str(folder / "none")),
+        ("images that do not decode", ["--data", cut, *out], "none of 12 images decodes"),
+        ("a folder that no system has", ["--set", 'data.root="a\\0b"', *out], "data.root"),
+        ("too long a name", ["--out", "a" * 300], "name another"),
         ("unwritable", ["--out", "/proc/nothing/here"], "name another folder"),
         ("a study of another space", ["--out", study, "--resume"], "'smnas'"),
         ("a study is there", ["--out", study], "--resume"),
@@ -177,8 +184,8 @@ def test_bad_input_gives_one_line_exit_code_2_and_no_harm(
     monkeypatch.chdir(work)
     files = [path for path in study.rglob("*") if path.suffix in (".db", ".json", ".jsonl", ".yaml", ".html", ".safetensors")]
     before = {path: path.read_bytes() for path in files}
-    for name, arguments, words in bad_inputs(tmp_path, study):
-        data = [] if "--data" in arguments or "--resume" in arguments else ["--data", shapes]
+    for name, arguments, words in bad_inputs(tmp_path, study, shapes):
+        data = [] if "--data" in arguments or "data.root" in str(arguments) or "--resume" in arguments else ["--data", shapes]
         with pytest.raises(SystemExit) as exit:
             main(["search", "--space", "spnas", *map(str, [*data, *arguments])])
         out, err = capfd.readouterr()

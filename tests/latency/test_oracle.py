@@ -1,15 +1,18 @@
 """The oracle on a real engine: sums its blocks, measures each once, never makes up a number."""
 
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
+from typing import ClassVar
 
 import pytest
 
 import fastnas.latency.oracle
 from fastnas.blueprint import expand, parse
 from fastnas.errors import InputError
-from fastnas.latency import Oracle, Price, Timing, timing
-from fastnas.latency.engines import environment, open_engine
+from fastnas.latency import Oracle, Price, Timing, Unpriceable, timing
+from fastnas.latency.engines import cannot_run, environment, open_engine
 from fastnas.latency.oracle import FLOOR
 from fastnas.latency.table import LatencyTable
 from fastnas.latency.timing import Stopwatch
@@ -314,3 +317,86 @@ def test_networks_that_this_version_cannot_read_are_left_out(filled, tmp_path):
         for text in ("64x64/transformer:9/classes:3", DEEPER.text):  # a part of the future; blocks that are not measured
             assert oracle.table.put_network(oracle._row, text, Timing(1.0, 1.0, 0.0, 9), {"dense": 1.0})
         assert oracle.calibration is None and len(oracle.calibrated()) == 2
+
+
+class Refuses(FakeEngine):
+    """Cannot prepare what has this many channels; fails while it runs what has `dies`. Counts what it is asked for."""
+
+    refuses, dies = 16, None
+    asked: ClassVar[list] = []
+
+    def prepare(self, workload):
+        spec = getattr(workload, "spec", None)
+        Refuses.asked.append(spec)
+        if Refuses.refuses in (getattr(spec, "planes", None), getattr(spec, "hidden", None)):
+            raise cannot_run(self, workload, "no kernel\nfor this")
+        runner = super().prepare(workload)
+        if spec is not None and spec.op == Refuses.dies:
+            def run():
+                raise ValueError("CUDA error 700")
+
+            runner.run = run
+        return runner
+
+
+@pytest.fixture
+def refusing(load, monkeypatch):
+    monkeypatch.setattr(fastnas.latency.oracle, "open_engine", lambda text: Refuses())
+    monkeypatch.setattr(Refuses, "refuses", 16)
+    monkeypatch.setattr(Refuses, "dies", None)
+    Refuses.asked.clear()
+    return Refuses
+
+
+FINE = parse("64x64/basic:1-1,base=8/fpn:8/rpn:20,topk=50/rcnn:32,detections=10/classes:3")
+
+
+def test_what_the_engine_cannot_run_is_recorded_in_its_own_words(refusing, tmp_path):
+    path = tmp_path / "latency.db"
+    with Oracle.open(path) as oracle:
+        with pytest.raises(Unpriceable, match="engine fake cannot run Residual.*: no kernel for this") as error:
+            oracle(SMALL)
+        assert oracle(FINE).predicted == pytest.approx(_uses(FINE)), "other blueprints are priced"
+        asked = len(refusing.asked)
+        with pytest.raises(Unpriceable, match="no kernel for this"):
+            oracle(SMALL)
+        assert len(refusing.asked) == asked, "it is not tried again"
+    for measure in (True, False):  # in another process
+        with Oracle.open(path, measure=measure) as oracle, pytest.raises(Unpriceable) as again:
+            oracle(SMALL)
+        assert str(again.value) == str(error.value)
+    table = LatencyTable(path, writable=False)
+    failures = table.failures(table.environment(Refuses().environment()))
+    assert list(failures.values()) == [str(error.value)] and all("residual" in key for key in failures)
+    table.close()
+
+
+def test_a_block_that_fails_while_it_runs(refusing, tmp_path):
+    refusing.refuses, refusing.dies = None, "box-head"
+    with Oracle.open(tmp_path / "latency.db") as oracle, pytest.raises(Unpriceable, match="cannot run BoxHead.*CUDA error 700"):
+        oracle(SMALL)
+
+
+def test_filling_goes_past_what_fails_and_tries_it_again(refusing, tmp_path):
+    path, wanted = tmp_path / "latency.db", set(expand(SMALL).prices()) | set(expand(FINE).prices())
+    with Oracle.open(path) as oracle:
+        failing = [pair for pair in wanted if getattr(pair[0], "planes", getattr(pair[0], "hidden", 0)) == 16]
+        assert oracle.fill([SMALL, FINE]) == len(wanted) - len(failing) and 0 < len(failing) == len(oracle.missing([SMALL, FINE]))
+        refusing.refuses = None  # another driver was installed, or memory is free again
+        assert oracle.fill([SMALL, FINE]) == len(failing)
+        assert oracle(SMALL).predicted == pytest.approx(_uses(SMALL))
+    table = LatencyTable(path, writable=False)
+    assert table.failures(table.environment(Refuses().environment())) == {}
+    table.close()
+
+
+def test_a_table_of_schema_2_is_read_and_upgraded(refusing, tmp_path):
+    path = tmp_path / "latency.db"
+    with Oracle.open(path) as oracle:
+        oracle(FINE)
+    with closing(sqlite3.connect(path)) as db:
+        db.executescript("DROP TABLE failures; PRAGMA user_version=2")
+    with Oracle.open(path, measure=False) as oracle:
+        assert oracle(FINE).predicted == pytest.approx(_uses(FINE))
+    with Oracle.open(path) as oracle, pytest.raises(Unpriceable):
+        oracle(SMALL)

@@ -19,6 +19,6 @@ def test_equal_to_torchvision(size, scale, sizes):
     generator = AnchorGenerator([[scale * stride * 2**i for i in range(sizes)] for stride in strides], (RATIOS,) * len(strides))
     image = ImageList(torch.zeros(1, 3, *size), [size])
     expected = generator(image, [torch.zeros(1, 1, *hw) for hw in maps])[0].numpy()
-    ours = [level_anchors(size, hw, stride, scale, RATIOS, sizes) for hw, stride in zip(maps, strides, strict=True)]
+    ours = [level_anchors(size, hw, stride, scale, RATIOS, sizes=sizes) for hw, stride in zip(maps, strides, strict=True)]
     assert all(level.dtype == np.float32 for level in ours)
     np.testing.assert_array_equal(np.concatenate(ours), expected)

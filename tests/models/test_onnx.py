@@ -109,6 +109,9 @@ LAYERS = [
     (b.FusionNode((8, 8), 8, "fast", "same", "yes"), [(1, 8, 1, 1), (1, 8, 2, 1)]),
     (b.HeadTower("classes", 8, 12, 2, 18, 3, "yes"), [(1, 8, 5, 6)]),
     (b.HeadTower("boxes", 8, 8, 0, 36, 2, "no"), [(1, 8, 5, 6)]),
+    (b.ConvTower("classes", 16, 2, 18, 3, "none"), [(1, 16, 5, 6)]),
+    (b.ConvTower("boxes", 16, 1, 36, 3, "bn"), [(1, 16, 5, 6)]),
+    (b.ConvTower("boxes", 16, 1, 36, 3, "gnws"), [(1, 16, 5, 6)]),
 ]
 
 
@@ -123,8 +126,8 @@ def test_layers_equal_torch(spec, shapes):
         np.testing.assert_allclose(output, reference.numpy(), rtol=1e-4, atol=1e-5)
 
 
-def test_towers_use_the_norms_of_their_level():
-    spec = b.HeadTower("classes", 8, 12, 2, 18, 3, "yes")
+@pytest.mark.parametrize("spec", [b.HeadTower("classes", 8, 12, 2, 18, 3, "yes"), b.ConvTower("classes", 8, 2, 18, 3, "bn")])
+def test_towers_use_the_norms_of_their_level(spec):
     module, value = randomize(build_block(spec)), noise(1, 8, 5, 6)
     outputs = []
     for use in range(3):
@@ -232,7 +235,7 @@ def test_detections_equal_torchvision(regions, columns, detections, sharpness):
 
 
 def test_detections_of_a_cascade_are_the_mean_of_its_stages():
-    spec = b.Detections((97, 131), 30, (30.0, 15.0))
+    spec = b.Detections((97, 131), 30, weights=(30.0, 15.0))
     arrays = [random_boxes(40, spec.input), *(3 * noise(40, 4, seed=seed) for seed in (4, 5, 6)), noise(40, 4, seed=7)]
     found, scores, labels = run_block(spec, arrays)
     expected, expected_scores, expected_labels = reference_detections(spec, *arrays)
@@ -252,6 +255,18 @@ def test_refined_boxes_equal_torch():
     np.testing.assert_allclose(build_block(spec)(*map(torch.from_numpy, (boxes, deltas))).numpy(), expected, rtol=1e-5, atol=1e-3)
 
 
+SOFT = [
+    (b.Detections((64, 64), 5, suppression="linear"), ((6, 4), (6, 4), (6, 16))),
+    (b.AnchorDetections((64, 64), 4, 1, ((1.0, 1.0),), 9, 5, suppression="gaussian"), ((1, 3, 4, 4), (1, 4, 4, 4))),
+]
+
+
+@pytest.mark.parametrize(("spec", "shapes"), SOFT)
+def test_soft_nms_is_refused_by_name(spec, shapes):
+    with pytest.raises(InputError, match=f"Soft-NMS cannot be written as ONNX: the head's suppression={spec.suppression}"):
+        block_model(spec, shapes)
+
+
 def test_no_detection_at_all():
     logits = np.full((6, 4), -20, np.float32)
     logits[:, 0] = 20
@@ -260,10 +275,11 @@ def test_no_detection_at_all():
 
 
 @pytest.mark.parametrize(("topk", "detections", "classes"), [(5000, 20, 3), (60, 100, 3), (7, 5, 1)])
-def test_anchor_detections_equal_the_module(topk, detections, classes):
+@pytest.mark.parametrize("head", ["effdet:0", "retinanet:0", "retinanet:0,background=yes"])
+def test_anchor_detections_equal_the_module(head, topk, detections, classes):
     from fastnas.models.one_stage import OneStageDetector
 
-    text = f"65x97/efficientnet:0.25x0.4/bifpn:8,levels=3-6/effdet:0,octaves=2,topk={topk},detections={detections}"
+    text = f"65x97/efficientnet:0.25x0.4/bifpn:8,levels=3-6/{head},octaves=2,topk={topk},detections={detections}"
     network = expand(parse(f"{text}/classes:{classes}"))
     arrays = [2 * noise(*shape, seed=index) - 2 for index, shape in enumerate(network.steps[-1][1].input_shapes)]
     arrays[len(arrays) // 2 :] = [0.2 * array for array in arrays[len(arrays) // 2 :]]
@@ -285,6 +301,8 @@ def test_anchor_detections_equal_the_module(topk, detections, classes):
         "97x131/efficientnet:0.25x0.4/bifpn:16,repeats=2/effdet:2,detections=20/classes:3",
         "96x128/efficientnet:b0,padding=symmetric,norm=torch/bifpn:24,repeats=1,levels=3-8,method=sum,bias=no/effdet:1/classes:2",
         "96x128/basic:1-2-2,base=8,stem=3x3/fpn:16/rpn:40,scale=4/cascade:3,hidden=32,detections=20/classes:3",
+        "97x131/basic:1-2-1-1,base=8,stem=3x3/fpn:16,levels=3-6,extra=conv-p/retinanet:1,octaves=2,detections=20/classes:3",
+        "97x131/basic:1-2-1-1,base=8,stem=3x3/fpn:16,levels=3-6,extra=conv-p/retinanet:2,norm=bn,background=yes,octaves=2,detections=20/classes:3",
         "97x131/efficientnet:0.25x0.4/bifpn:16,repeats=1,method=softmax/rpn:40,scale=4/rcnn:32,detections=20/classes:3",
         "97x131/xbottleneck:1-12-1,base=16,norm=gnws,parallel=1-2-1,c1=yes/fpn:16,levels=1-6,extra=conv-c,norm=gnws"
         "/rpn:40,scale=4/rcnn:32,detections=20/classes:3",
@@ -337,6 +355,7 @@ def test_shapes_of_random_networks(kind, code, stem, norm, size):
     "text",
     [
         "65x97/efficientnet:0.25x0.4/bifpn:8,repeats=2/effdet:1,detections=7/classes:3",
+        "65x97/basic:1-2-1,base=8/fpn:8,levels=3-6,extra=conv-c/retinanet:1,norm=gn,background=yes,detections=7/classes:3",
         "65x97/basic:1-2,base=8/fpn:8/rpn:20/cascade:4,hidden=16,detections=7/classes:3",
     ],
 )
@@ -369,6 +388,7 @@ def test_every_spec_has_an_emitter():
         "96x128/basic:1-2,base=8/fpn:8/rpn:60/rcnn:16/classes:3",
         "96x128/basic:1-2,base=8/fpn:8/rpn:60/cascade:2,hidden=16/classes:3",
         "96x128/efficientnet:0.25x0.4/bifpn:8,levels=3-6/effdet:1/classes:3",
+        "96x128/efficientnet:0.25x0.4/bifpn:8,levels=3-6/retinanet:1/classes:3",
     ],
 )
 def test_synthetic_detections_do_not_depend_on_the_weights(text):

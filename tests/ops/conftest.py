@@ -2,6 +2,7 @@
 memory there, which a capture cannot have)."""
 
 import pytest
+import torch
 
 SANITIZED = {
     "test_group_norm": ["test_equals_torch", "test_any_rank", "test_empty_maps"],
@@ -24,3 +25,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("cuda") and getattr(item, "originalname", None) in SANITIZED.get(item.path.stem, []):
             item.add_marker(pytest.mark.sanitizer)
+
+
+@pytest.fixture
+def gpu_if_marked(request):
+    """Skips a test with the `cuda` mark where there is no GPU."""
+    if request.node.get_closest_marker("cuda") and not torch.cuda.is_available():
+        pytest.skip("torch finds no GPU here")

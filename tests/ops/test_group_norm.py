@@ -1,7 +1,4 @@
-"""group_norm_act against torch's group_norm and against the slow reference."""
-
-import copy
-import pickle
+"""group_norm_act against torch's group_norm and against the slow reference: values, types, layouts."""
 
 import pytest
 import torch
@@ -11,74 +8,19 @@ from hypothesis import strategies as st
 
 from fastnas import ops
 from tests.ops import reference_norm as reference
+from tests.ops.norm_problems import (
+    ACTIVATIONS,
+    DEVICES,
+    LAYOUTS,
+    arguments,
+    assert_near,
+    compare,
+    in_float64,
+    random,
+    torch_group_norm,
+)
 
-LAYOUTS = [torch.contiguous_format, torch.channels_last]
-ACTIVATIONS = ["none", "relu", "silu"]
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
-# Rounding of the type itself; sums are fp32 (fp64 for fp64).
-TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
-
-
-@pytest.fixture(autouse=True)
-def needs_gpu(request):
-    if request.node.get_closest_marker("cuda") and not torch.cuda.is_available():
-        pytest.skip("torch finds no GPU here")
-
-
-def random(*shape: int, seed: int = 0, dtype=torch.float64, layout=torch.contiguous_format, device="cpu") -> torch.Tensor:
-    values = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(device, dtype)
-    return values.contiguous(memory_format=layout) if len(shape) == 4 else values
-
-
-def arguments(shape, dtype=torch.float64, layout=torch.contiguous_format, residual=False, device="cpu", params=None):
-    """input, weight, bias, residual that require gradients."""
-    params = params or (torch.float64 if dtype == torch.float64 else torch.float32)
-    channels = shape[1]
-    values = [
-        random(*shape, seed=1, dtype=dtype, layout=layout, device=device) * 2 + 3,
-        random(channels, seed=2, dtype=params, device=device),
-        random(channels, seed=3, dtype=params, device=device),
-        random(*shape, seed=4, dtype=dtype, layout=layout, device=device) if residual else None,
-    ]
-    return [None if value is None else value.detach().requires_grad_() for value in values]
-
-
-def in_float64(values):
-    return [None if value is None else value.detach().double().cpu().requires_grad_() for value in values]
-
-
-def assert_near(actual: torch.Tensor, expected: torch.Tensor, tolerance: float) -> None:
-    """Within `tolerance` of the largest value: sums over many pixels cannot be right to the last bit of a small one."""
-    scale = float(expected.detach().abs().max()) if expected.numel() else 0.0
-    torch.testing.assert_close(actual.double().cpu(), expected.double(), rtol=tolerance, atol=tolerance * (1 + scale))
-
-
-def compare(values, groups, activation, layout=torch.contiguous_format, expected_of=reference.group_norm_act, eps=1e-5):
-    """Result and all gradients against float64."""
-    input, weight, bias, residual = values
-    wide = in_float64(values)
-    out = ops.group_norm_act(input, groups, weight, bias, eps, activation, residual)
-    expected = expected_of(wide[0], groups, wide[1], wide[2], eps, activation, wide[3])
-    tolerance = TOLERANCE[input.dtype]
-    assert out.dtype == input.dtype and out.shape == input.shape
-    assert_near(out, expected, tolerance)
-    gradient = random(*expected.shape, seed=9, dtype=input.dtype, layout=layout, device=str(input.device))
-    out.backward(gradient)
-    expected.backward(gradient.double().cpu())
-    for own, other in zip(values, wide, strict=True):
-        if own is not None:
-            assert own.grad.dtype == own.dtype
-            assert_near(own.grad, other.grad, tolerance)
-
-
-def torch_group_norm(input, groups, weight, bias, eps, activation, residual):
-    values = F.group_norm(input, groups, weight, bias, eps)
-    values = values if residual is None else values + residual
-    return {"none": lambda v: v, "relu": F.relu, "silu": F.silu}[activation](values)
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Values
+pytestmark = pytest.mark.usefixtures("gpu_if_marked")
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -298,172 +240,3 @@ def test_every_element_is_written(layout, monkeypatch):
     finally:
         torch.use_deterministic_algorithms(before[0])
         torch.utils.deterministic.fill_uninitialized_memory = before[1]
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Gradients
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_gradcheck(activation, layout):
-    input, weight, bias, residual = arguments((2, 4, 3, 2), torch.float64, layout, True)
-    for values in ((input, weight, bias, residual), (input, weight, bias, None), (input, None, None, residual)):
-        given_values = [value for value in values if value is not None]
-
-        def run(*args, values=values):
-            left = list(args)
-            x, w, b, r = (None if value is None else left.pop(0) for value in values)
-            return ops.group_norm_act(x, 2, w, b, 1e-3, activation, r)
-
-        assert torch.autograd.gradcheck(run, given_values)
-
-
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_only_wanted_gradients(activation, device):
-    everything = arguments((2, 8, 6, 5), torch.float32, residual=True, device=device)
-    out = ops.group_norm_act(everything[0], 2, everything[1], everything[2], 1e-5, activation, everything[3])
-    expected = torch.autograd.grad(out.square().sum(), everything)
-    for mask in range(1, 16):
-        values = [value.detach().requires_grad_(bool(mask >> i & 1)) for i, value in enumerate(everything)]
-        out = ops.group_norm_act(values[0], 2, values[1], values[2], 1e-5, activation, values[3])
-        out.square().sum().backward()
-        for value, gradient in zip(values, expected, strict=True):
-            assert (value.grad is not None) == value.requires_grad
-            if value.requires_grad:
-                torch.testing.assert_close(value.grad, gradient, rtol=1e-5, atol=1e-5)
-
-
-def test_what_is_kept_for_the_backward_pass():
-    kept = []
-    for activation, maps in (("none", 1), ("relu", 2)):
-        input, weight, bias, residual = arguments((2, 8, 16, 16), torch.float32, residual=True)
-        kept.clear()
-        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
-            ops.group_norm_act(input, 2, weight, bias, activation=activation, residual=residual)
-        assert sum(kept) == maps * input.numel() + 2 * 2 * 2 + 2 * 8  # and mean, rstd, weight, bias
-
-
-def test_no_gradient_of_gradients_and_none_without_grad_mode():
-    input = random(2, 8, 4, 4).requires_grad_()
-    with torch.no_grad():
-        assert not ops.group_norm_act(input, 2).requires_grad
-    (gradient,) = torch.autograd.grad(ops.group_norm_act(input, 2).square().sum(), input, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        gradient.sum().backward()
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("shape", [(1, 64, 70, 90), (3, 24, 50, 41)])
-def test_the_same_bits_for_any_number_of_threads(shape, layout):
-    values = arguments(shape, torch.float32, layout, True)
-    before, results = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 5):
-            torch.set_num_threads(threads)
-            out = ops.group_norm_act(values[0], 8, values[1], values[2], 1e-5, "silu", values[3])
-            results.append((out, *torch.autograd.grad(out.square().sum(), values)))
-    finally:
-        torch.set_num_threads(before)
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
-
-
-@pytest.mark.cuda
-@pytest.mark.parametrize("shape", [(2, 256, 50, 76), (1, 256, 200, 304)])
-def test_the_same_bits_twice_on_the_gpu(shape):
-    values = arguments(shape, torch.bfloat16, torch.channels_last, True, "cuda")
-    results = []
-    for _ in range(2):
-        out = ops.group_norm_act(values[0], 32, values[1], values[2], 1e-5, "silu", values[3])
-        results.append((out, *torch.autograd.grad(out.square().sum(), values)))
-    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
-
-
-@pytest.mark.cuda
-def test_in_a_cuda_graph():
-    values = arguments((2, 64, 20, 30), torch.bfloat16, torch.channels_last, False, "cuda")
-    expected = ops.group_norm_act(*values[:1], 8, *values[1:3], activation="relu").detach()
-    graph = torch.cuda.CUDAGraph()
-    with torch.no_grad(), torch.cuda.graph(graph):
-        out = ops.group_norm_act(*values[:1], 8, *values[1:3], activation="relu")
-    out.zero_()
-    graph.replay()
-    assert torch.equal(out, expected)
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# The module and the operator
-
-
-@pytest.mark.parametrize("affine", [True, False])
-def test_the_module_is_a_group_norm(affine):
-    own, other = ops.GroupNormAct(4, 16, 1e-3, affine, "relu"), torch.nn.GroupNorm(4, 16, 1e-3, affine)
-    assert own.state_dict().keys() == other.state_dict().keys()
-    if affine:
-        other.weight.data.uniform_(-1, 1)
-        other.bias.data.uniform_(-1, 1)
-    own.load_state_dict(other.state_dict())
-    input, residual = random(2, 16, 5, 5, dtype=torch.float32), random(2, 16, 5, 5, seed=1, dtype=torch.float32)
-    torch.testing.assert_close(own(input), F.relu(other(input)))
-    torch.testing.assert_close(own(input, residual), F.relu(other(input) + residual))
-    assert "activation='relu'" in repr(own)
-    for twin in (copy.deepcopy(own), pickle.loads(pickle.dumps(own))):
-        assert torch.equal(twin(input), own(input))
-
-
-def test_bad_arguments_name_the_argument():
-    input, channels = random(2, 8, 4, 4, dtype=torch.float32), torch.ones(8)
-    cases = [
-        ((input[0, 0, 0], 2), {}, r"input: expected \[N, C, \.\.\.\], got \[4\]"),
-        ((input.int(), 2), {}, "input: expected fp32, fp64, fp16 or bf16, got int32"),
-        ((input, 3), {}, "groups: expected a positive divisor of the 8 channels, got 3"),
-        ((input, 0), {}, "groups: expected a positive divisor of the 8 channels, got 0"),
-        ((input, 2, channels[:7]), {}, r"weight: expected \[8\], got \[7\]"),
-        ((input, 2, channels, channels.int()), {}, "bias: expected fp32, fp64, fp16 or bf16, got int32"),
-        ((input, 2), {"activation": "gelu"}, "activation: expected none, relu or silu, got gelu"),
-        ((input, 2), {"residual": input[:1]}, r"residual: expected \[2, 8, 4, 4\] like input, got \[1, 8, 4, 4\]"),
-        ((input[:, :, 0], 2), {"residual": input}, r"residual: expected \[2, 8, 4\] like input"),
-    ]
-    for args, keywords, message in cases:
-        with pytest.raises(RuntimeError, match=message):
-            ops.group_norm_act(*args, **keywords)
-    backward = torch.ops.fastnas.group_norm_act_backward
-    mean = torch.zeros(2, 2)
-    with pytest.raises(RuntimeError, match=r"mean: expected \[2, 2\] of fp32"):
-        backward(input, input, mean[:1], mean, 2, None, None, "none", None, [True] * 4)
-    with pytest.raises(RuntimeError, match="wanted: there is no weight"):
-        backward(input, input, mean, mean, 2, None, None, "none", None, [True, True, False, False])
-    with pytest.raises(RuntimeError, match="grad: expected .2, 8, 4, 4. like input"):
-        backward(input[:1], input, mean, mean, 2, None, None, "none", None, [True, False, False, False])
-
-
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_opcheck(layout, device):
-    input, weight, bias, residual = (
-        value.detach() for value in arguments((2, 8, 5, 6), torch.float32, layout, True, device)
-    )
-    forward, backward = torch.ops.fastnas.group_norm_act.default, torch.ops.fastnas.group_norm_act_backward.default
-    for args in ((weight, bias, 1e-5, "relu", residual), (None, None, 1e-5, "none", None)):
-        torch.library.opcheck(forward, (input, 4, *args))
-    _, mean, rstd = forward(input, 4, weight, bias, 1e-5, "silu", residual)
-    for wanted in ([True] * 4, [False, True, False, True], [True, False, False, False]):
-        torch.library.opcheck(backward, (residual, input, mean, rstd, 4, weight, bias, "silu", residual, wanted))
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_compiles_and_exports_whole(layout):
-    module = ops.GroupNormAct(4, 16, activation="silu")
-    input = random(2, 16, 6, 7, dtype=torch.float32, layout=layout).requires_grad_()
-    residual = random(2, 16, 6, 7, seed=1, dtype=torch.float32).requires_grad_()
-    compiled = torch.compile(module, fullgraph=True, backend="aot_eager", dynamic=True)
-    gradient = random(2, 16, 6, 7, seed=2, dtype=torch.float32)
-    results = [run(input, residual) for run in (module, compiled)]
-    torch.testing.assert_close(*results, rtol=0, atol=0)
-    gradients = [torch.autograd.grad(out, (input, residual, *module.parameters()), gradient) for out in results]
-    for own, other in zip(*gradients, strict=True):
-        torch.testing.assert_close(own, other, rtol=0, atol=0)
-    exported = torch.export.export(module.eval(), (input.detach(), residual.detach()))
-    torch.testing.assert_close(exported.module()(input, residual), results[0], rtol=0, atol=0)

@@ -146,6 +146,23 @@ def test_lists_of_boxes_that_cannot_be_meant_are_refused():
     assert ops.roi_align(maps[:0], [], 7).shape == (0, 4, 7, 7)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"output_size": (1, 2, 3)}, r"output_size: expected one number or \(height, width\), got \(1, 2, 3\)"),
+        ({"output_size": 2.5}, "output_size: .* got 2.5"),
+        ({"strides": (4.0, 8.0)}, "strides: expected powers of two"),
+        ({"strides": (4, 4)}, "strides: expected powers of two"),
+        ({"canonical_size": 0}, "canonical_size: .* got 0"),
+        ({"canonical_size": float("nan")}, "canonical_size: .* got nan"),
+    ],
+)
+def test_what_is_no_pyramid_and_no_size_is_named(wrong, message):
+    arguments = {"output_size": 7, "strides": (4, 8), **wrong}
+    with pytest.raises(InputError, match=message):
+        ops.multiscale_roi_align([torch.randn(1, 4, 8, 8), torch.randn(1, 4, 4, 4)], torch.zeros(2, 5), **arguments)
+
+
 class _Head(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -284,6 +284,10 @@ def test_bad_arguments_name_the_argument():
         (lambda: ops.weighted_fusion([a, b], w, activation="gelu"), "activation: expected one of none, relu, silu, got gelu"),
         (lambda: ops.weighted_fusion([a, b], w, padding="valid"), "padding: expected one of same, symmetric, got valid"),
         (lambda: ops.weighted_fusion([a, b], w, eps=-1.0), "eps: expected a number that is not negative"),
+        (lambda: ops.weighted_fusion([], w), r"inputs: expected two or three maps .* got \[\]"),
+        (lambda: ops.weighted_fusion([w, w], w), r"inputs: expected two or three maps .* got \[\[2\], \[2\]\]"),
+        (lambda: ops.weighted_fusion([b, b], w, 12), r"size: expected \(height, width\), got 12"),
+        (lambda: ops.weighted_fusion([b, b], w, (12, 8, 1)), r"size: expected \(height, width\), got \(12, 8, 1\)"),
     ]
     for call, message in cases:
         with pytest.raises(RuntimeError, match=message):

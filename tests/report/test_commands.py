@@ -93,3 +93,11 @@ def test_no_study(tmp_path, command):
     done = fastnas(command, tmp_path)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["study.db"]
+
+
+def test_a_page_that_cannot_be_written_is_bad_input(grown):
+    (grown.folder / "report.html").unlink(missing_ok=True)
+    (grown.folder / "report.html").mkdir()
+    done = fastnas("report", grown.folder)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.count("\n") == 1 and f"cannot write {grown.folder / 'report.html'}" in done.stderr

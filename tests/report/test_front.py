@@ -81,3 +81,17 @@ def test_table_of_full_trainings_names_who_is_missing():
 
 def test_table_without_a_front():
     assert front_table([candidate(BLUEPRINT)]) == EMPTY
+
+
+def test_on_a_device_that_is_not_here_the_predicted_latency_counts():
+    records = [finished(0, 0.4, 10, (0.5, None)), finished(1, 0.45, 12, (0.48, None)), finished(2, 0.3, 5, (0.4, None))]
+    front = find_front(records)
+    assert ids(front.members) == [2, 0] and ids(front.dominated) == [1] and front.full and not front.measured
+    lines = front_table(records).splitlines()
+    assert [line.split()[3] for line in lines[2:4]] == ["5.00", "10.0"]
+    assert "AP after full training, ms predicted: the device is not here to measure on" in lines
+
+
+def test_candidates_without_a_price_are_on_no_front():
+    unpriced = dataclasses.replace(finished(3, None, math.nan), state=REJECTED)
+    assert ids(search_front([finished(0, 0.4, 10), unpriced])) == [0]

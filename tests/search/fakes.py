@@ -56,10 +56,10 @@ class FakeEvaluator:
         return Evaluation({"ap": ap, "ap50": ap + 0.2}, 1.0)
 
 
-def drive(study, settings, evaluator=None, listener=None):
+def drive(study, settings, evaluator=None, listener=None, oracle=None):
     """Runs the driver of `study` with fakes; returns (entries of pareto.json, evaluator)."""
     evaluator = evaluator or FakeEvaluator()
     strategy = Evolution(settings.make_space(3), settings.seed)
     executor = InProcess(evaluator, evaluator)
     executor.workers = settings.workers  # generations of that many, trained one after the other
-    return Driver(study, settings, strategy, executor, FakeOracle(), listener or Listener()).run(), evaluator
+    return Driver(study, settings, strategy, executor, oracle or FakeOracle(), listener or Listener()).run(), evaluator

@@ -1,10 +1,13 @@
 """The driver with an evaluator that costs nothing: limits, duplicates, lineage, failures, interruption and resume."""
 
 import json
+import math
 
 import pytest
 
 from fastnas.errors import FastnasError
+from fastnas.latency import Unpriceable
+from fastnas.search.driver import Listener
 from fastnas.search.record import FAILED, FINISHED, REJECTED, WAITING
 from fastnas.search.study import Study
 from tests.search.fakes import FakeEvaluator, FakeOracle, config, drive
@@ -122,3 +125,52 @@ def test_a_small_space_ends_early(tmp_path):
     with new_study(tmp_path / "s", settings) as study:
         drive(study, settings)
         assert {r.blueprint.backbone.code for r in study.records()} == {"1-2-1", "11-2-1", "1-21-1", "1-2-11"}
+
+
+class Notes(Listener):
+    def __init__(self):
+        self.lines = []
+
+    def note(self, line):
+        self.lines.append(line)
+
+
+def test_what_the_engine_cannot_run_is_rejected_with_its_words_and_the_search_goes_on(tmp_path):
+    class Picky(FakeOracle):
+        def __call__(self, blueprint):
+            if blueprint.backbone.code.count("2") > 1:
+                raise Unpriceable("engine fake cannot run Residual(...): no kernel for 64 channels")
+            return super().__call__(blueprint)
+
+    settings = config(candidates=8, seed=3)
+    with new_study(tmp_path / "s", settings) as study:
+        front, evaluator = drive(study, settings, oracle=Picky())
+    with Study.open(tmp_path / "s") as study:
+        records = study.records()
+    refused = [r for r in records if r.state == REJECTED]
+    assert refused and all("no kernel for 64 channels" in r.reason and r.blueprint.backbone.code.count("2") > 1 for r in refused)
+    assert all(math.isnan(ms) for r in refused for ms in (r.predicted_ms, r.low_ms, r.high_ms, r.latency_ms))
+    assert all(r.params > 0 and r.macs > 0 for r in refused), "what can be counted is counted"
+    assert sum(r.state == FINISHED for r in records) == 8
+    trained = {job.folder.name for job in evaluator.jobs}
+    assert not trained & {str(r.id) for r in refused} and front and "NaN" not in (tmp_path / "s" / "pareto.json").read_text()
+
+
+def test_on_a_device_that_is_not_here_nothing_is_measured_and_latency_is_null(tmp_path):
+    class Absent(FakeOracle):
+        runs_here = False
+
+        def measure_whole_all(self, blueprints):
+            raise AssertionError("nothing can be measured there")
+
+    settings, notes = config(candidates=6), Notes()
+    with new_study(tmp_path / "s", settings) as study:
+        front, evaluator = drive(study, settings, listener=notes, oracle=Absent())
+    assert [entry["latency_ms"] for entry in front] == [None] * len(front)
+    assert [entry["predicted_ms"] for entry in front] == sorted(entry["predicted_ms"] for entry in front)
+    assert json.loads((tmp_path / "s" / "pareto.json").read_text()) == front
+    assert any("not measured whole, its latency_ms is null" in line for line in notes.lines)
+    with Study.open(tmp_path / "s") as study:
+        finals = [record for record in study.records() if record.final]
+    assert len(finals) >= len(front) and all(record.final.latency_ms is None for record in finals)
+    assert len([job for job in evaluator.jobs if job.phase == "final"]) == len(finals)

@@ -1,6 +1,8 @@
 """What resuming may and may not do to a study and to what lies beside it."""
 
 import json
+import sqlite3
+from pathlib import Path
 
 import pytest
 
@@ -93,3 +95,69 @@ def test_a_study_that_goes_on_compares_equally_trained_finals(tmp_path, later):
     assert len(whole) == 1 and whole == {max(r.total_epochs + r.final.epochs for r in records.values() if r.final)}
     assert front == json.loads((tmp_path / "s" / "pareto.json").read_text())
     assert records[0].final.epochs + records[0].total_epochs == whole.pop(), "the ancestor was topped up too"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "DROP TABLE candidates",
+        "DROP TABLE finals",
+        "DELETE FROM meta WHERE key = 'space'",
+        "UPDATE meta SET value = '{' WHERE key = 'config'",
+        "UPDATE meta SET value = '[]' WHERE key = 'config'",
+        "UPDATE candidates SET blueprint = '{' WHERE id = 1",
+        "UPDATE candidates SET blueprint = '{}' WHERE id = 1",
+        "UPDATE candidates SET lineage = '[]' WHERE id = 1",
+        "UPDATE candidates SET metrics = '[1]' WHERE id = 1",
+        "UPDATE candidates SET state = 'lost' WHERE id = 1",
+        "UPDATE candidates SET ap = 'high' WHERE id = 1",
+        "UPDATE candidates SET reason = x'ff' WHERE id = 1",
+        "UPDATE finals SET ap = 'high'",
+        "UPDATE finals SET metrics = 'x'",
+    ],
+)
+def test_a_damaged_study_is_named_and_left_as_it_is(tmp_path, change):
+    settings = config(candidates=2)
+    with new_study(tmp_path / "s", settings) as study:
+        drive(study, settings)
+    with sqlite3.connect(tmp_path / "s" / "study.db") as db:
+        db.execute("PRAGMA journal_mode = DELETE")
+        db.execute(change)
+    db.close()
+    before = (tmp_path / "s" / "study.db").read_bytes()
+    with pytest.raises(InputError, match="study.db is no fastnas study or is damaged"), Study.open(tmp_path / "s") as study:
+        study.records()
+    assert (tmp_path / "s" / "study.db").read_bytes() == before
+
+
+def test_a_study_that_is_locked_is_not_called_damaged(tmp_path):
+    settings = config(candidates=2)
+    with new_study(tmp_path / "s", settings) as study:
+        drive(study, settings)
+    other = sqlite3.connect(tmp_path / "s" / "study.db", isolation_level=None)
+    other.execute("PRAGMA journal_mode = DELETE")
+    with Study.open(tmp_path / "s") as reader:
+        reader._db.execute("PRAGMA busy_timeout = 0")
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(sqlite3.OperationalError, match="locked"):
+            reader.records()
+    other.close()
+
+
+def test_a_full_training_stays_until_a_longer_one_is_done(tmp_path):
+    """Resumed with more epochs and interrupted: what pareto.json names is still there, and the next resume ends it."""
+    settings = config(candidates=2, finalists=1)
+    longer = settings.model_copy(update={"epochs": settings.epochs.model_copy(update={"final": 50})})
+    folder = tmp_path / "s"
+    with new_study(folder, settings) as study:
+        entries, _ = drive(study, settings)
+    with Study.open(folder, write=True) as study, pytest.raises(KeyboardInterrupt):
+        drive(study, longer, FakeEvaluator(stop_at=0))
+    with Study.open(folder, write=True) as study:
+        assert all(record.final for record in study.records() if record.id in {entry["id"] for entry in entries})
+        assert all((folder / entry["weights"]).is_file() for entry in entries)
+        again, evaluator = drive(study, longer)
+        assert {job.phase for job in evaluator.jobs} == {"final"} and evaluator.jobs[0].weights != Path(entries[0]["weights"]).name
+    Study.open(folder, write=True).close()  # removes what no row names any more
+    assert all((folder / entry["weights"]).is_file() for entry in again)
+    assert not any((folder / entry["weights"]).exists() for entry in entries)

@@ -11,6 +11,7 @@ from fastnas.blueprint.parts.efficientnet import EfficientNet
 from fastnas.blueprint.parts.fpn import Fpn
 from fastnas.blueprint.parts.mobilenet import MobileNetV2
 from fastnas.blueprint.parts.rcnn import RoiHead
+from fastnas.blueprint.parts.retinanet import RetinaHead
 from fastnas.blueprint.parts.rpn import Rpn
 from fastnas.blueprint.parts.serial import BLOCK_KINDS, SerialBackbone
 from fastnas.blueprint.wiring import Wiring
@@ -72,6 +73,7 @@ PARTS: dict[str, Part] = {
     "rcnn": Part("head", RoiHead, "hidden"),
     "cascade": Part("head", CascadeHead, "stages"),
     "c4": Part("head", C4Head, "resolution"),
+    "retinanet": Part("head", RetinaHead, "convs"),
     "effdet": Part("head", EffdetHead, "repeats"),
 }
 SLOTS = ("backbone", "neck", "rpn", "head")

@@ -54,7 +54,8 @@ class CascadeHead:
             logits.append(f"{name}.logits")
             if number < self.stages:
                 boxes = wiring.add(f"{name}.refine", Refine(wiring.input, stage.weights), [boxes, f"{name}.deltas"])
-        suppression = Detections(wiring.input, self.detections, stage.weights, SCORES[self.quality], suppression=self.suppression)
+        score = SCORES[self.quality]
+        suppression = Detections(wiring.input, self.detections, score, weights=stage.weights, suppression=self.suppression)
         wiring.add("head.detections", suppression, [boxes, *logits, f"{name}.deltas"], DETECTIONS)
 
 

@@ -7,7 +7,7 @@ from fastnas.blueprint.check import YES_NO, integer, one_of
 from fastnas.blueprint.code import BlueprintError
 from fastnas.blueprint.operators import Layers, Operator, Operators, elements
 from fastnas.blueprint.parts.rcnn import SUPPRESSIONS
-from fastnas.blueprint.spec import Shapes, Spec, conv_params
+from fastnas.blueprint.spec import Shapes, Spec, added, conv_params
 from fastnas.blueprint.wiring import DETECTIONS, Wiring
 
 if TYPE_CHECKING:
@@ -116,6 +116,9 @@ class AnchorDetections(Operator):
     """
 
     op = "anchor-detections"
+    codes: ClassVar[tuple[int, ...]] = (1, 0, 3, 2)  # where x, y, width and height stand in a box code
+    each_level: ClassVar[bool] = False
+    background: ClassVar[int] = 0
     input: tuple[int, int]
     scale: int
     octaves: int
@@ -124,7 +127,7 @@ class AnchorDetections(Operator):
     detections: int
     score: float = 0.001
     nms: float = 0.5
-    suppression: str = "hard"
+    suppression: str = added("hard")
 
     @property
     def anchors(self) -> int:

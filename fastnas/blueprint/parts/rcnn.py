@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from fastnas.blueprint.check import integer, one_of
 from fastnas.blueprint.operators import Layers, Linear, Operator, Operators, elements
-from fastnas.blueprint.spec import Shapes, Spec
+from fastnas.blueprint.spec import Shapes, Spec, added
 from fastnas.blueprint.wiring import DETECTIONS, Wiring
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class RoiHead:
     def wire(self, wiring: Wiring, pyramid: dict[int, str], backbone: "Backbone", classes: int, boxes: str) -> None:
         wire_stage(wiring, "head", pyramid, backbone.maps, boxes, self.hidden, classes, agnostic=False)
         weights, score = self.training[0].weights, SCORES[self.quality]
-        suppression = Detections(wiring.input, self.detections, weights, score, suppression=self.suppression)
+        suppression = Detections(wiring.input, self.detections, score, weights=weights, suppression=self.suppression)
         wiring.add("head.detections", suppression, [boxes, "head.logits", "head.deltas"], DETECTIONS)
 
 
@@ -103,7 +103,7 @@ class BoxHead(Spec):
     resolution: int
     hidden: int
     logits: int
-    agnostic: bool = False
+    agnostic: bool = added(False)
 
     @property
     def deltas(self) -> int:
@@ -145,10 +145,10 @@ class Detections(Operator):
     op = "detections"
     input: tuple[int, int]
     detections: int
-    weights: Weights = (10.0, 5.0)
     score: float = 0.05
     nms: float = 0.5
-    suppression: str = "hard"
+    weights: Weights = added((10.0, 5.0))
+    suppression: str = added("hard")
 
     def outputs(self, inputs: Shapes) -> Shapes:
         return (self.detections, 4), (self.detections,), (self.detections,)

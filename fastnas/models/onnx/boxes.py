@@ -1,7 +1,6 @@
 """Blocks that work on boxes: proposal selection, multi-level RoIAlign and the final suppression, all with static outputs.
 
-Numbers as in torchvision's RegionProposalNetwork, MultiScaleRoIAlign and RoIHeads (Ren et al. 2015; Lin et al. 2017), and for
-one-stage detectors as in `fastnas.models.one_stage`.
+Numbers as in torchvision's RegionProposalNetwork, MultiScaleRoIAlign and RoIHeads (Ren et al. 2015; Lin et al. 2017).
 Outputs that hold fewer rows than promised are filled up with zero boxes (score 0, label 0).
 
 In a static graph (see `Graph`) no NonZero picks rows, so that sizes are known before the data is:
@@ -17,7 +16,7 @@ import numpy as np
 
 from fastnas.blueprint import blocks as b
 from fastnas.errors import InputError
-from fastnas.models.anchors import cell_anchors, level_anchors
+from fastnas.models.anchors import level_anchors
 from fastnas.models.onnx.graph import Graph
 from fastnas.models.onnx.weights import Weights
 
@@ -26,8 +25,8 @@ SMALLEST_PROPOSAL = 1e-3  # pixels; narrower boxes are dropped
 SMALLEST_DETECTION = 1e-2
 CANDIDATES = 2000  # pairs in a static graph
 LARGEST_TOPK = 3840  # TensorRT's TopK gives no more
-_NEVER = -10000.0  # a score lower than any, also in half precision
-_INT64 = 7  # onnx.TensorProto.INT64
+NEVER = -10000.0  # a score lower than any, also in half precision
+INT64 = 7  # onnx.TensorProto.INT64
 _EDGE = 2  # rows and columns: samples of a box narrower than a cell lie up to 3/4 of a cell outside, and two are read
 _CANONICAL_LEVEL, _CANONICAL_SIDE, _LEVEL_EPS = 4, 224, 1e-6
 
@@ -40,24 +39,24 @@ def emit_proposals(
     scores, deltas, anchors, owner = [], [], [], []
     for level in range(levels):
         _, count, height, width = shapes[level]
-        kept = min(_topk(graph, spec.topk), count * height * width)
+        kept = min(topk(graph, spec.topk), count * height * width)
         flat = graph.add("Reshape", inputs[level], graph.integers(-1))
         best, index = graph.add("TopK", flat, graph.integers(kept), outputs=2, axis=0)
         scores.append(best)
         deltas.append(_pick_deltas(graph, inputs[levels + level], index, height * width))
-        boxes = level_anchors(spec.input, (height, width), spec.strides[level], spec.scale, spec.ratios, spec.sizes)
+        boxes = level_anchors(spec.input, (height, width), spec.strides[level], spec.scale, spec.ratios, sizes=spec.sizes)
         boxes = boxes.reshape(-1, count, 4).transpose(1, 0, 2).reshape(-1, 4)  # the order of the raw map: anchor, row, column
         anchors.append(graph.add("Gather", graph.store(f"{name}.anchors{level}", boxes), index, axis=0))
         owner += [level] * kept
     total = len(owner)
-    boxes = _decode(graph, _join(graph, anchors), _join(graph, deltas), (1.0, 1.0), spec.input)
-    score = _join(graph, scores)  # logits: the sigmoid changes no order
-    score = graph.add("Where", _large_enough(graph, boxes, SMALLEST_PROPOSAL), score, graph.constant([_NEVER]))
+    boxes = decode(graph, join(graph, anchors), join(graph, deltas), (1.0, 1.0), spec.input)
+    score = join(graph, scores)  # logits: the sigmoid changes no order
+    score = graph.add("Where", large_enough(graph, boxes, SMALLEST_PROPOSAL), score, graph.constant([NEVER]))
     mine = graph.store(f"{name}.owner", np.arange(levels).reshape(1, levels, 1) == np.array(owner).reshape(1, 1, total))
-    by_level = graph.add("Where", mine, score, graph.constant([_NEVER]))
-    selected = _suppress(graph, boxes, by_level, spec.proposals, spec.nms)
-    kept, _ = _best(graph, selected, score, total, spec.proposals)
-    return [graph.add("Gather", _with_zero_row(graph, boxes), kept, axis=0)]
+    by_level = graph.add("Where", mine, score, graph.constant([NEVER]))
+    selected = suppress(graph, boxes, by_level, spec.proposals, spec.nms)
+    kept, _ = take_best(graph, selected, score, total, spec.proposals)
+    return [graph.add("Gather", with_zero_row(graph, boxes), kept, axis=0)]
 
 
 def emit_roi_pool(
@@ -75,7 +74,7 @@ def emit_roi_pool(
     sides = [_CANONICAL_SIDE * 2 ** (lowest + index - _CANONICAL_LEVEL - _LEVEL_EPS) for index in range(1, len(maps))]
     # as a comparison of areas: the levels whose smallest area this region reaches
     reached = graph.add("GreaterOrEqual", area, graph.constant([[side**2 for side in sides]]))
-    level = graph.add("ReduceSum", graph.add("Cast", reached, to=_INT64), graph.integers(1), keepdims=0)
+    level = graph.add("ReduceSum", graph.add("Cast", reached, to=INT64), graph.integers(1), keepdims=0)
     if graph.static:
         return [_pool_stacked(graph, spec, maps, shapes, boxes, level, batch)]
     order, pooled = [], []
@@ -86,16 +85,16 @@ def emit_roi_pool(
         order.append(mine)
         pooled.append(_roi_align(graph, spec, value, rows, graph.add("Gather", batch, mine, axis=0), spec.strides[index]))
     place = graph.add(
-        "ScatterElements", graph.constant(np.zeros(regions), np.int64), _join(graph, order), graph.integers(*range(regions)), axis=0
+        "ScatterElements", graph.constant(np.zeros(regions), np.int64), join(graph, order), graph.integers(*range(regions)), axis=0
     )
-    return [graph.add("Gather", _join(graph, pooled), place, axis=0)]
+    return [graph.add("Gather", join(graph, pooled), place, axis=0)]
 
 
 def emit_detections(
     graph: Graph, weights: Weights, name: str, spec: b.Detections, inputs: list[str], shapes: b.Shapes
 ) -> list[str]:
     """Only the (region, class) pairs over the score threshold are decoded; one suppression with the classes of the data."""
-    _require_hard(spec)
+    require_hard(spec)
     boxes, *logits, deltas = inputs
     regions, columns = shapes[1]
     scores = _mean(graph, [graph.add("Softmax", stage, axis=1) for stage in logits])
@@ -104,7 +103,7 @@ def emit_detections(
     count = min(CANDIDATES, regions * (columns - 1))
     if graph.static:
         best, passing = graph.add("TopK", flat, graph.integers(count), outputs=2, axis=0)
-        score = graph.add("Where", graph.add("Greater", best, graph.constant(spec.score)), best, graph.constant([_NEVER]))
+        score = graph.add("Where", graph.add("Greater", best, graph.constant(spec.score)), best, graph.constant([NEVER]))
     else:
         passing = graph.add("NonZero", graph.add("Greater", flat, graph.constant(spec.score)))
         passing = graph.add("Squeeze", passing, graph.integers(0))
@@ -119,93 +118,25 @@ def emit_detections(
         row = graph.add("Add", graph.add("Mul", region, graph.integers(codes)), own)
         deltas = graph.add("Reshape", deltas, graph.integers(regions * codes, 4))
     delta = graph.add("Gather", deltas, row, axis=0)
-    decoded = _decode(graph, graph.add("Gather", boxes, region, axis=0), delta, spec.weights, spec.input)
-    score = graph.add("Where", _large_enough(graph, decoded, SMALLEST_DETECTION), score, graph.constant([_NEVER]))
+    decoded = decode(graph, graph.add("Gather", boxes, region, axis=0), delta, spec.weights, spec.input)
+    score = graph.add("Where", large_enough(graph, decoded, SMALLEST_DETECTION), score, graph.constant([NEVER]))
     mine = graph.add("Equal", graph.constant(np.arange(1, columns).reshape(1, -1, 1), np.int64), label)
-    by_class = graph.add("Where", mine, score, graph.constant([_NEVER]))
-    selected = _suppress(graph, decoded, by_class, spec.detections, spec.nms)
+    by_class = graph.add("Where", mine, score, graph.constant([NEVER]))
+    selected = suppress(graph, decoded, by_class, spec.detections, spec.nms)
     padding = count if graph.static else graph.add("Shape", passing)  # the row after the last pair is the zero box
-    kept, best = _best(graph, selected, score, padding, spec.detections)
+    kept, best = take_best(graph, selected, score, padding, spec.detections)
     return [
-        graph.add("Gather", _with_zero_row(graph, decoded), kept, axis=0),
+        graph.add("Gather", with_zero_row(graph, decoded), kept, axis=0),
         graph.add("Max", best, graph.constant([0])),
-        graph.add("Gather", _join(graph, [label, graph.integers(0)]), kept, axis=0),
+        graph.add("Gather", join(graph, [label, graph.integers(0)]), kept, axis=0),
     ]
 
 
 def emit_refine(graph: Graph, weights: Weights, name: str, spec: b.Refine, inputs: list[str], shapes: b.Shapes) -> list[str]:
-    return [_decode(graph, *inputs, spec.weights, spec.input)]
+    return [decode(graph, *inputs, spec.weights, spec.input)]
 
 
-def emit_anchor_detections(
-    graph: Graph, weights: Weights, name: str, spec: b.AnchorDetections, inputs: list[str], shapes: b.Shapes
-) -> list[str]:
-    """The best pairs are among the anchors with the best maxima: one pass over all logits, sorting only what is left.
-
-    All indices are those of the raw maps, level by level: anchor a at cell p of a level whose anchors start at s has index
-    s + a cells + p, and its class or code c lies at (s + a cells) columns + c cells + p, in maps of `columns` channels an anchor.
-    """
-    _require_hard(spec)
-    levels = len(inputs) // 2
-    classes = shapes[0][1] // spec.anchors
-    flat, best, anchors, starts, cells = [], [], [], [], []
-    for level, (_, _, height, width) in enumerate(shapes[:levels]):
-        size = height * width
-        grouped = graph.add("Reshape", inputs[level], graph.integers(spec.anchors, classes, size))
-        best.append(graph.add("Reshape", graph.add("ReduceMax", grouped, axes=[1], keepdims=0), graph.integers(-1)))
-        flat.append(graph.add("Reshape", inputs[level], graph.integers(-1)))
-        boxes = cell_anchors(spec.input, (height, width), spec.scale, spec.octaves, spec.aspects)
-        anchors.append(boxes.reshape(-1, spec.anchors, 4).transpose(1, 0, 2).reshape(-1, 4))
-        first = sum(map(len, anchors[:-1]))
-        starts += [first + anchor * size for anchor in range(spec.anchors)]
-        cells += [size] * spec.anchors
-    total = sum(map(len, anchors))
-    kept = min(_topk(graph, spec.topk), total)
-    _, index = graph.add("TopK", _join(graph, best), graph.integers(kept), outputs=2, axis=0)
-    place = _Places(graph, index, starts, cells)
-    logits = graph.add("Gather", _join(graph, flat), place.of(classes, range(classes)), axis=0)
-    pairs = min(_topk(graph, spec.topk), kept * classes)
-    logit, pair = graph.add("TopK", graph.add("Reshape", logits, graph.integers(-1)), graph.integers(pairs), outputs=2, axis=0)
-    row = graph.add("Div", pair, graph.integers(classes))
-    label = graph.add("Add", graph.add("Sub", pair, graph.add("Mul", row, graph.integers(classes))), graph.integers(1))
-    index = graph.add("Gather", index, row, axis=0)
-    codes = _join(graph, [graph.add("Reshape", value, graph.integers(-1)) for value in inputs[levels:]])
-    codes = graph.add("Gather", codes, _Places(graph, index, starts, cells).of(4, (1, 0, 3, 2)), axis=0)  # codes have y first
-    reference = graph.add("Gather", graph.store(f"{name}.anchors", np.concatenate(anchors)), index, axis=0)
-    decoded = _decode(graph, reference, codes, (1.0, 1.0), spec.input)
-    score = graph.add("Sigmoid", logit)
-    for usable in (_large_enough(graph, decoded, SMALLEST_DETECTION), graph.add("Greater", score, graph.constant(spec.score))):
-        score = graph.add("Where", usable, score, graph.constant([_NEVER]))
-    mine = graph.add("Equal", graph.constant(np.arange(1, classes + 1).reshape(1, -1, 1), np.int64), label)
-    by_class = graph.add("Where", mine, score, graph.constant([_NEVER]))
-    selected = _suppress(graph, decoded, by_class, spec.detections, spec.nms)
-    kept, best = _best(graph, selected, score, pairs, spec.detections)  # row `pairs` is the zero box
-    return [
-        graph.add("Gather", _with_zero_row(graph, decoded), kept, axis=0),
-        graph.add("Max", best, graph.constant([0])),
-        graph.add("Gather", _join(graph, [label, graph.integers(0)]), kept, axis=0),
-    ]
-
-
-class _Places:
-    """Where the values of anchors `index` (K,) lie in flattened raw maps; see `emit_anchor_detections`."""
-
-    def __init__(self, graph: Graph, index: str, starts: list[int], cells: list[int]):
-        self._graph = graph
-        column = graph.add("Unsqueeze", index, graph.integers(1))
-        reached = graph.add("GreaterOrEqual", column, graph.constant([starts[1:]], np.int64))
-        owner = graph.add("ReduceSum", graph.add("Cast", reached, to=_INT64), graph.integers(1))
-        self._start = graph.add("Gather", graph.integers(*starts), owner, axis=0)
-        self._cells = graph.add("Gather", graph.integers(*cells), owner, axis=0)
-        self._cell = graph.add("Sub", column, self._start)
-
-    def of(self, columns: int, wanted) -> str:
-        """Places (K, len(wanted)) of these columns, in maps that have `columns` for an anchor."""
-        first = self._graph.add("Add", self._graph.add("Mul", self._start, self._graph.integers(columns)), self._cell)
-        return self._graph.add("Add", first, self._graph.add("Mul", self._cells, self._graph.constant([list(wanted)], np.int64)))
-
-
-def _require_hard(spec: b.Detections | b.AnchorDetections) -> None:
+def require_hard(spec: b.Detections | b.AnchorHead) -> None:
     """No ONNX operator lowers scores step by step, and a Loop of its own would be timed, not Soft-NMS."""
     if spec.suppression != "hard":
         raise InputError(
@@ -233,7 +164,7 @@ def _pick_deltas(graph: Graph, deltas: str, index: str, cells: int) -> str:
     return graph.add("Gather", flat, graph.add("Add", start, graph.integers(0, cells, 2 * cells, 3 * cells)), axis=0)
 
 
-def _decode(graph: Graph, anchors: str, deltas: str, weights: b.Weights, size: tuple[int, int]) -> str:
+def decode(graph: Graph, anchors: str, deltas: str, weights: b.Weights, size: tuple[int, int]) -> str:
     """Boxes (K, 4) inside an image of `size` (height, width) from anchors (K, 4) and deltas (K, 4): torchvision's BoxCoder."""
     top_left, bottom_right = _split(graph, anchors, 2)
     sides = graph.add("Sub", bottom_right, top_left)
@@ -256,38 +187,38 @@ def _split(graph: Graph, boxes: str, parts: int) -> tuple[str, ...]:
     return graph.add("Split", boxes, graph.integers(*[4 // parts] * parts), outputs=parts, axis=1)
 
 
-def _large_enough(graph: Graph, boxes: str, smallest: float) -> str:
+def large_enough(graph: Graph, boxes: str, smallest: float) -> str:
     """Which of the boxes (K, 4) are at least `smallest` pixels wide and high: bool (K,)."""
     top_left, bottom_right = _split(graph, boxes, 2)
     side = graph.add("ReduceMin", graph.add("Sub", bottom_right, top_left), axes=[1], keepdims=0)
     return graph.add("GreaterOrEqual", side, graph.constant(smallest))
 
 
-def _suppress(graph: Graph, boxes: str, scores: str, most: int, iou: float) -> str:
-    """Rows of `boxes` (K, 4) that survive class-wise suppression; scores are (1, classes, K), _NEVER where not of the class."""
+def suppress(graph: Graph, boxes: str, scores: str, most: int, iou: float) -> str:
+    """Rows of `boxes` (K, 4) that survive class-wise suppression; scores are (1, classes, K), NEVER where not of the class."""
     boxes = graph.add("Unsqueeze", boxes, graph.integers(0))
-    limits = graph.integers(most), graph.constant([iou]), graph.constant([_NEVER / 2])
+    limits = graph.integers(most), graph.constant([iou]), graph.constant([NEVER / 2])
     triples = graph.add("NonMaxSuppression", boxes, scores, *limits)
     return graph.add("Gather", triples, graph.constant(2, np.int64), axis=1)
 
 
-def _best(graph: Graph, rows: str, scores: str, padding: str | int, count: int) -> tuple[str, str]:
-    """The `count` best of `rows` and their scores, best first; where there are fewer, row `padding` with score _NEVER."""
+def take_best(graph: Graph, rows: str, scores: str, padding: str | int, count: int) -> tuple[str, str]:
+    """The `count` best of `rows` and their scores, best first; where there are fewer, row `padding` with score NEVER."""
     filler = graph.integers(*[padding] * count) if isinstance(padding, int) else graph.add("Expand", padding, graph.integers(count))
-    score = _join(graph, [graph.add("Gather", scores, rows, axis=0), graph.constant([_NEVER] * count)])
+    score = join(graph, [graph.add("Gather", scores, rows, axis=0), graph.constant([NEVER] * count)])
     best, place = graph.add("TopK", score, graph.integers(count), outputs=2, axis=0)
-    return graph.add("Gather", _join(graph, [rows, filler]), place, axis=0), best
+    return graph.add("Gather", join(graph, [rows, filler]), place, axis=0), best
 
 
-def _with_zero_row(graph: Graph, boxes: str) -> str:
-    return _join(graph, [boxes, graph.constant([[0, 0, 0, 0]])])
+def with_zero_row(graph: Graph, boxes: str) -> str:
+    return join(graph, [boxes, graph.constant([[0, 0, 0, 0]])])
 
 
-def _join(graph: Graph, values: list[str]) -> str:
+def join(graph: Graph, values: list[str]) -> str:
     return graph.add("Concat", *values, axis=0) if len(values) > 1 else values[0]
 
 
-def _topk(graph: Graph, count: int) -> int:
+def topk(graph: Graph, count: int) -> int:
     return min(count, LARGEST_TOPK) if graph.static else count
 
 

@@ -8,7 +8,7 @@ import onnx
 from fastnas.blueprint import blocks as b
 from fastnas.blueprint import operators as o
 from fastnas.blueprint.wiring import DETECTIONS, IMAGE, Block, Network, Use
-from fastnas.models.onnx import boxes, efficientdet, layers, mobilenet, operators, synthetic
+from fastnas.models.onnx import boxes, efficientdet, layers, mobilenet, one_stage, operators, synthetic
 from fastnas.models.onnx.graph import Graph
 from fastnas.models.onnx.weights import RandomWeights, StateWeights, Weights, normal
 
@@ -25,6 +25,7 @@ EMITTERS = {
     b.ConvLevel: layers.emit_conv_level,
     b.CoarserLevel: efficientdet.emit_coarser_level,
     b.FusionNode: efficientdet.emit_fusion_node,
+    b.ConvTower: layers.emit_conv_tower,
     b.HeadTower: efficientdet.emit_head_tower,
     b.RpnHead: layers.emit_rpn_head,
     b.BoxHead: layers.emit_box_head,
@@ -33,7 +34,8 @@ EMITTERS = {
     b.Refine: boxes.emit_refine,
     b.RoiPool: boxes.emit_roi_pool,
     b.Detections: boxes.emit_detections,
-    b.AnchorDetections: boxes.emit_anchor_detections,
+    b.AnchorDetections: one_stage.emit_anchor_detections,
+    b.RetinaDetections: one_stage.emit_anchor_detections,
     o.Conv: operators.emit_conv,
     o.Linear: operators.emit_linear,
     o.Pass: operators.emit_pass,
@@ -104,7 +106,7 @@ def network_inputs(network: Network) -> dict[str, np.ndarray]:
 
 def output_dtypes(spec: b.Spec, outputs: int) -> tuple[np.dtype, ...]:
     """Of each output of a block: float32, except the labels."""
-    if isinstance(spec, b.Detections | b.AnchorDetections):
+    if isinstance(spec, b.SUPPRESSIONS):
         return np.dtype(np.float32), np.dtype(np.float32), np.dtype(np.int64)
     return (np.dtype(np.float32),) * outputs
 

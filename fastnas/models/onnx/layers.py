@@ -116,6 +116,21 @@ def emit_region_predictor(
     ]
 
 
+def emit_conv_tower(
+    graph: Graph, weights: Weights, name: str, spec: b.ConvTower, inputs: list[str], shapes: b.Shapes, use: int = 0
+) -> list[str]:
+    """With batch norm the weights are stored once a level, for each has the level's norm folded in."""
+    value, shape = inputs[0], (spec.channels, spec.channels, 3, 3)
+    for index in range(spec.convs):
+        layer = f"{name}.convs.{index}"
+        if spec.norm == "none":
+            value = graph.add("Relu", conv(graph, weights, layer, value, shape))
+        else:
+            norm = f"{name}.norms.{index}.{use % spec.norms}"
+            value = conv_norm(graph, weights, layer, norm, spec.norm, value, shape, act="relu")
+    return [conv(graph, weights, f"{name}.predictor", value, (spec.out_channels, *shape[1:]), gain=0.5)]
+
+
 def conv_norm(
     graph: Graph, weights: Weights, conv: str, norm: str, kind: str, value: str, shape: tuple[int, ...], stride: int = 1,
     groups: int = 1, act: str | None = None, gain: float = 1.0, pads: list[int] | None = None, eps: float = EPS, bias: bool = False,

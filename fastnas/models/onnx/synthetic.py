@@ -21,7 +21,7 @@ from functools import lru_cache
 import numpy as np
 
 from fastnas.blueprint import blocks as b
-from fastnas.models.anchors import cell_anchors, level_anchors
+from fastnas.models.anchors import head_anchors, level_anchors
 from fastnas.models.onnx.weights import normal
 
 SEED = 20240607
@@ -39,14 +39,14 @@ def block_inputs(spec: b.Spec, shapes: b.Shapes) -> list[np.ndarray]:
         return list(_head_outputs(spec, shapes))
     if isinstance(spec, b.Refine):
         return [_regions(spec.input, shapes[0][0])[0], normal(shapes[1], 1.0)]
-    if isinstance(spec, b.AnchorDetections):
+    if isinstance(spec, b.ANCHOR_HEADS):
         return list(_anchor_maps(spec, shapes))
     return [normal(shape, 1.0) for shape in shapes]
 
 
 def replaced(spec: b.Spec, inputs: int) -> range:
     """Which of a block's inputs are read from the scene when a whole network is timed: those its time depends on."""
-    if isinstance(spec, b.Proposals | b.Detections | b.AnchorDetections):
+    if isinstance(spec, (b.Proposals, *b.SUPPRESSIONS)):
         return range(inputs)
     if isinstance(spec, b.Refine):
         return range(1)  # its boxes, of which there are as many as in the stage's pool
@@ -61,7 +61,7 @@ def _proposal_maps(spec: b.Proposals, shapes: b.Shapes) -> tuple[np.ndarray, ...
     scores, deltas = [], []
     for level in range(levels):
         _, count, height, width = shapes[level]
-        anchors = level_anchors(spec.input, (height, width), spec.strides[level], spec.scale, spec.ratios, spec.sizes)
+        anchors = level_anchors(spec.input, (height, width), spec.strides[level], spec.scale, spec.ratios, sizes=spec.sizes)
         best, overlap = _best_overlap(anchors, objects)
         score = -5 + random.normal(0, 1.2, len(anchors)) + 10 * overlap
         delta = random.normal(0, 0.2, (len(anchors), 4))
@@ -104,23 +104,23 @@ def _head_outputs(spec: b.Detections, shapes: b.Shapes) -> tuple[np.ndarray, ...
 
 
 @lru_cache(maxsize=2)
-def _anchor_maps(spec: b.AnchorDetections, shapes: b.Shapes) -> tuple[np.ndarray, ...]:
+def _anchor_maps(spec: b.AnchorHead, shapes: b.Shapes) -> tuple[np.ndarray, ...]:
     """Class maps and box maps of a one-stage detector."""
     objects, classes = _objects(spec.input)
     levels = len(shapes) // 2
     logits, codes = [], []
-    for level, (_, channels, height, width) in enumerate(shapes[:levels]):
+    of_levels = head_anchors(spec, [shape[2:] for shape in shapes[:levels]])
+    for level, ((_, channels, height, width), anchors) in enumerate(zip(shapes[:levels], of_levels, strict=True)):
         columns = channels // spec.anchors
-        anchors = cell_anchors(spec.input, (height, width), spec.scale, spec.octaves, spec.aspects)
         best, overlap = _best_overlap(anchors, objects)
         near = np.flatnonzero(overlap > 0)
         logit = normal((len(anchors), columns), 1.0, SEED + level) - np.float32(7)
-        logit[near, (classes[best[near]] * columns).astype(np.int64)] += 9 * overlap[near]
+        logit[near, (spec.background + classes[best[near]] * (columns - spec.background)).astype(np.int64)] += 9 * overlap[near]
         code = normal((len(anchors), 4), 0.2, SEED - 1 - level).copy()
         near = np.flatnonzero(overlap > 0.3)
         code[near] = 0.25 * code[near] + 0.8 * _encode(anchors[near], objects[best[near]])
         logits.append(_as_map(logit.reshape(height, width, channels)))
-        codes.append(_as_map(code[:, [1, 0, 3, 2]].reshape(height, width, -1)))  # codes have y first
+        codes.append(_as_map(code[:, spec.codes].reshape(height, width, -1)))  # the exchange of x and y undoes itself
     return (*logits, *codes)
 
 

@@ -8,10 +8,11 @@ Both are divided by the number of positives of the batch + 1. Crowd regions are 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from fastnas.models.boxes import encode
 from fastnas.models.one_stage import CODE, OneStageDetector
+from fastnas.train.config import Sampling
+from fastnas.train.focal import focal_loss
 from fastnas.train.matching import drop_crowded, match, pairwise_iou
 
 ALPHA, GAMMA = 0.25, 1.5
@@ -19,9 +20,12 @@ DELTA, BOX_WEIGHT = 0.1, 50.0
 MATCHED = 0.5
 
 
-def one_stage_losses(detector: OneStageDetector, images: Tensor, targets: list) -> dict[str, Tensor]:
-    """Losses of a batch; see `fastnas.train.losses.detection_losses`."""
-    return anchor_losses(*detector.outputs(detector.dense(images)), targets)
+def efficientdet_losses(
+    detector: OneStageDetector, images: Tensor, targets: list, sampling: Sampling, rng: torch.Generator
+) -> dict[str, Tensor]:
+    """Losses of a batch; see `fastnas.train.losses.detection_losses`. Nothing is sampled."""
+    logits, codes, anchors = detector.outputs(detector.dense(images))
+    return anchor_losses(logits, codes, torch.cat(anchors), targets)
 
 
 def anchor_losses(logits: Tensor, codes: Tensor, anchors: Tensor, targets: list) -> dict[str, Tensor]:
@@ -57,36 +61,3 @@ def match_anchors(boxes: Tensor, anchors: Tensor, ignore: Tensor) -> Tensor:
         owner = torch.full_like(matched, len(boxes)).scatter_reduce(0, best[overlap > 0], rows, "amin")
         matched = torch.where(owner < len(boxes), owner, matched)
     return matched
-
-
-def focal_loss(logits: Tensor, labels: Tensor, alpha: float, gamma: float) -> Tensor:
-    """Sum of the sigmoid focal loss. logits (..., classes); labels (...): class from 0, -1 none of them, -2 left out."""
-    positive = (labels >= 0).nonzero(as_tuple=True)
-    right = logits[(*positive, labels[positive])]
-    hits = (alpha * torch.sigmoid(-right) ** gamma * F.softplus(-right)).sum()
-    # Nearly all entries are negatives: they are summed as if all were, and the few that are not are taken out again.
-    left_out = _negatives(logits[labels == -2], alpha, gamma) + _negatives(right, alpha, gamma)
-    return hits - left_out + _Negatives.apply(logits, alpha, gamma)
-
-
-def _negatives(logits: Tensor, alpha: float, gamma: float) -> Tensor:
-    return ((1 - alpha) * torch.sigmoid(logits) ** gamma * F.softplus(logits)).sum()
-
-
-class _Negatives(torch.autograd.Function):
-    """`_negatives`, keeping one tensor of the size of the logits for backward instead of the five that autograd would."""
-
-    @staticmethod
-    def forward(ctx, logits: Tensor, alpha: float, gamma: float) -> Tensor:
-        probability, cross_entropy = logits.sigmoid(), F.softplus(logits)
-        factor = probability**gamma
-        if ctx.needs_input_grad[0]:
-            slope = (1 - probability).mul_(cross_entropy).mul_(gamma).add_(probability)
-            ctx.save_for_backward(slope.mul_(factor).mul_(1 - alpha))
-        return (1 - alpha) * cross_entropy.mul_(factor).sum()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad: Tensor):
-        (slope,) = ctx.saved_tensors
-        return slope * grad, None, None

@@ -13,10 +13,11 @@ from fastnas.data.dataset import Target, get_data
 from fastnas.models import build
 from fastnas.models.anchors import cell_anchors
 from fastnas.train.config import Sampling, TrainConfig
+from fastnas.train.efficientdet import ALPHA, DELTA, GAMMA, anchor_losses, match_anchors
 from fastnas.train.evaluate import coco_metrics, detect
+from fastnas.train.focal import focal_loss
 from fastnas.train.loop import train
 from fastnas.train.losses import detection_losses
-from fastnas.train.one_stage import ALPHA, DELTA, GAMMA, anchor_losses, focal_loss, match_anchors
 from fastnas.train.precision import autocast
 
 SIZE, CLASSES = (97, 131), 5
