@@ -106,8 +106,8 @@ def rpns():
 
 @st.composite
 def c4s(draw, backbone) -> tuple[NoNeck, Rpn, C4Head]:
-    """Of a backbone with two levels or more."""
-    level = draw(st.sampled_from(backbone.maps[:-1]))
+    """Of a backbone that goes on behind level 2."""
+    level = draw(st.integers(max(2, backbone.maps[0]), backbone.maps[-1] - 1))
     options = st.integers(1, 100), st.sampled_from(SUPPRESSIONS), st.sampled_from(["standard", "high"])
     return NoNeck(level), draw(rpns()), draw(st.builds(C4Head, st.integers(1, 9), *options))
 
@@ -138,6 +138,7 @@ def blueprints(draw) -> Blueprint:
     backbone = draw(serial_backbones() | efficientnets() | mobilenets())
     neck = fpns(backbone.maps) | bifpns(backbone.maps) | st.sampled_from(backbone.maps).map(NoNeck)
     behind = st.tuples(neck, rpns(), region_heads()) | st.tuples(neck, st.none(), effdet_heads() | retina_heads())
-    neck, rpn, head = draw(behind | c4s(backbone) if len(backbone.maps) > 1 else behind)
+    cuts = len(backbone.maps) > 1 and backbone.maps[-1] > 2
+    neck, rpn, head = draw(behind | c4s(backbone) if cuts else behind)
     sides = st.integers(33, 150)
     return Blueprint((draw(sides), draw(sides)), backbone, neck, rpn, head, classes=draw(st.integers(1, 20)))

@@ -32,8 +32,8 @@ class Blueprint:
             integer("input side", side, 32, 8192)
         integer("classes", self.classes, 1, 10000)
         levels = self.neck.levels_over(self.backbone.maps)
-        if isinstance(self.head, C4Head) and (len(levels) != 1 or levels[0] == self.backbone.maps[-1]):
-            wanted = f"the neck none:LEVEL, below the backbone's last level {self.backbone.maps[-1]}"
+        if isinstance(self.head, C4Head) and not (len(levels) == 1 and 2 <= levels[0] < self.backbone.maps[-1]):
+            wanted = f"the neck none:LEVEL, from 2 to below the backbone's last level {self.backbone.maps[-1]}"
             raise BlueprintError(f"the head {part_name(self.head)} runs what the backbone has behind one level: it takes {wanted}")
         if self.head.takes_proposals and self.rpn is None:
             raise BlueprintError(f"the head {part_name(self.head)} works on proposals, but there is no rpn (add {example('rpn')})")

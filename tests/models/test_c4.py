@@ -48,6 +48,7 @@ def test_deltas_without_the_backgrounds_select_the_same_boxes():
     [
         ("none:4", "none:5", "runs what the backbone has behind one level"),
         ("none:4", "fpn:16", "runs what the backbone has behind one level"),
+        ("base=64/none:4", "base=64,c1=yes/none:1", "from 2 to below the backbone's last level 5"),
         ("none:4", "none:6", "levels 2 to 5"),
         ("c4:14", "c4:0", "»0«"),
         ("sizes=3", "sizes=9", "»9«"),

@@ -62,7 +62,7 @@ class C4Head:
         predictor = RegionPredictor(wiring.channels(regions), classes + 1)
         wiring.add("head.box", predictor, [regions], ("head.logits", "head.deltas"))
         weights, score = self.training[0].weights, SCORES[self.quality]
-        suppression = Detections(wiring.input, self.detections, weights, score, suppression=self.suppression)
+        suppression = Detections(wiring.input, self.detections, score, weights=weights, suppression=self.suppression)
         wiring.add("head.detections", suppression, [boxes, "head.logits", "head.deltas"], DETECTIONS)
 
 
