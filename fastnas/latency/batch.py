@@ -5,9 +5,9 @@
     milliseconds = pricer(genes)                             # the numbers that the oracle gives, NaN where a block is unknown
     allowed = pricer.within(genes, latency_ms=10, params=5e6)
 
-The weights of the automaton (`fastnas.spaces.genes`) are the milliseconds of the blocks that a transition adds, less those that it
-takes away, so the order of additions differs from the oracle's own and results agree to about 1e-12. Whatever is measured or
-corrected later is not in a pricer that is already there: make a new one.
+The weights of the automaton (`fastnas.spaces.genes`) are the calibrated milliseconds of the blocks that a transition adds, less
+those that it takes away, so the order of additions differs from the oracle's own and results agree to about 1e-12. Whatever is
+measured or corrected later is not in a pricer that is already there: make a new one.
 """
 
 import math
@@ -18,6 +18,7 @@ import numpy as np
 from fastnas import _core
 from fastnas.blueprint import Blueprint, expand
 from fastnas.blueprint.expand import Network
+from fastnas.latency.calibration import NO_CALIBRATION, Parts
 from fastnas.latency.oracle import Oracle
 from fastnas.spaces.genes import END, Encoded
 
@@ -42,8 +43,7 @@ class BatchPricer:
         self.unknown = len(weights.marks)
         accepts = np.array([space.accepting(state) for state in range(states)])
         self._automaton = _core.Automaton(following, cost, marks, accepts, END)
-        calibration = oracle.usable_calibration
-        self._slope, self._intercept = (calibration.slope, calibration.intercept) if calibration else (1.0, 0.0)
+        self._calibration = weights.calibration
 
     def __call__(self, genes: np.ndarray) -> np.ndarray:
         """Predicted milliseconds: uint8 [n, width] -> float64 [n]. NaN: a block is unknown, or the row is no blueprint."""
@@ -51,8 +51,7 @@ class BatchPricer:
 
     def one(self, genes: np.ndarray) -> float:
         """Predicted milliseconds of one row, uint8 [width]."""
-        total = self._automaton.first(genes)
-        return max(self._slope * total + self._intercept, 0.5 * total)
+        return self._calibration.whole(self._automaton.first(genes))
 
     def counts(self, genes: np.ndarray) -> np.ndarray:
         """Parameters and MACs: uint8 [n, width] -> float64 [n, 2], exact below 2^53; NaN as in a call."""
@@ -67,7 +66,7 @@ class BatchPricer:
         return _core.within(values, np.array([latency_ms, params, macs], np.float64))
 
     def _predicted(self, totals: np.ndarray) -> np.ndarray:
-        return np.maximum(self._slope * totals + self._intercept, 0.5 * totals)
+        return np.maximum(totals + self._calibration.intercept, 0.5 * totals)
 
 
 class _Weights:
@@ -75,6 +74,7 @@ class _Weights:
 
     def __init__(self, oracle: Oracle):
         self._oracle = oracle
+        self.calibration = oracle.usable_calibration or NO_CALIBRATION
         self._networks: dict[Blueprint, Network] = {}
         self._random = np.random.default_rng(0)
         self.marks: dict[tuple, int] = {}
@@ -87,7 +87,7 @@ class _Weights:
         milliseconds, mark = 0.0, 0
         for pair, count in uses.items():
             if count and (timing := self._oracle.find(pair)):
-                milliseconds += count * timing.median_ms
+                milliseconds += count * self.calibration.blocks(Parts({pair[0].op: timing.median_ms}, 1))
             elif count:
                 mark += count * self.marks.setdefault(pair, int(self._random.integers(1, 2**63)))
         params, macs = new.params - (old.params if old else 0), new.macs - (old.macs if old else 0)

@@ -14,7 +14,7 @@ from fastnas.errors import FastnasError, InputError
 from fastnas.latency.processor import cpu_name, cpuinfo
 from fastnas.models.workload import Workload
 
-PROTOCOL = 1  # of timing and synthetic inputs; counted up when a change makes old measurements incomparable
+PROTOCOL = 2  # of timing and synthetic inputs; counted up when a change makes old measurements incomparable
 _TENSORRT = "pip install 'fastnas[tensorrt]'; NVIDIA's libraries come from NVIDIA's own package index"
 ENGINES = {  # name: module, class, how to install what it needs
     "onnxruntime": ("fastnas.latency.onnxruntime", "OnnxRuntime", "pip install onnxruntime"),

@@ -20,9 +20,9 @@ from fastnas.blueprint import Blueprint
 from fastnas.blueprint.blocks import Shapes, Spec
 from fastnas.blueprint.expand import Network, expand
 from fastnas.errors import FastnasError, InputError
-from fastnas.latency.calibration import MOST, TOO_FAR, Calibration, calibration_of, spread_out
+from fastnas.latency.calibration import MOST, TOO_FAR, Calibration, Parts, calibration_of, informative, parts_of
 from fastnas.latency.engines import Engine, Runner, cannot_run, open_engine
-from fastnas.latency.estimate import SHARES, Estimate
+from fastnas.latency.estimate import QUANTILE, SHARES, Estimate
 from fastnas.latency.neighbours import Neighbours
 from fastnas.latency.operators import OperatorPrices
 from fastnas.latency.price import BlockPrice, Lacking, Price, Unpriceable
@@ -137,16 +137,21 @@ class Oracle:
                 measured += 1
         return measured
 
+    def priceable(self, blueprints: Iterable[Blueprint]) -> list[Blueprint]:
+        """Those without a block that the engine is known to fail at."""
+        failing = set(self._failures)
+        return [b for b in blueprints if not failing or failing.isdisjoint(spec.key(s) for spec, s in expand(b).prices())]
+
     @property
     def calibration(self) -> Calibration | None:
-        """The line through the networks that the table holds, as far as their blocks are known; None: too few of them.
+        """The fit to the networks that the table holds, as far as their blocks are known; None: too few of them.
 
-        One whose error is above TOO_FAR is not used for prices: then a line does not describe this device.
+        One whose error is above TOO_FAR is not used for prices: then sums of blocks do not describe this device.
         """
         while self._calibration is None:
             adopted = self._adopted
             found = calibration_of(self.table.networks(self._row) if self._row else {}, self.entry)
-            if adopted == self._adopted:  # never a line through sums from before a correction
+            if adopted == self._adopted:  # never a fit to sums from before a correction
                 self._calibration = (found,)
         return self._calibration[0]
 
@@ -165,7 +170,7 @@ class Oracle:
             return "not calibrated: prices are sums of blocks (calibrate with: fastnas bench-latency --space NAME)"
         if self.usable_calibration is None:
             return (
-                f"the calibration is not used: its {found.networks} networks are {100 * found.error:.0f} % off a line"
+                f"the calibration is not used: its {found.networks} networks are {100 * found.error:.0f} % off any such sum"
                 " (measure again on a quieter machine, with another --table)"
             )
         return f"calibrated on {found.networks} networks, mean error {100 * found.error:.1f} %"
@@ -177,13 +182,13 @@ class Oracle:
     def calibrate(
         self, blueprints: Sequence[Blueprint], most: int = MOST, progress: Callable[[int, int], None] | None = None
     ) -> Calibration | None:
-        """Measures up to `most` of `blueprints` whole, chosen to span their range, and stores them; prices follow from then on.
+        """Measures up to `most` of `blueprints` whole, those that tell most about the fit, and stores them; prices follow it then.
 
         Fills in missing blocks first. `progress(done, total)` is called before each group of networks.
         """
         self.fill(blueprints)
-        sums = [self._total(expand(blueprint)) for blueprint in blueprints]
-        chosen = [blueprints[index] for index in spread_out(sums, most)]
+        blueprints = self.priceable(blueprints)
+        chosen = [blueprints[index] for index in informative([self.parts(b) for b in blueprints], most)]
         for index in range(0, len(chosen), _TOGETHER):
             group = chosen[index : index + _TOGETHER]
             if progress:
@@ -199,6 +204,10 @@ class Oracle:
         self._calibration = None
         self._prices.clear()
         return self.calibration
+
+    def parts(self, blueprint: Blueprint) -> Parts:
+        """What the calibration corrects: the milliseconds of the blocks by kind. Raises what a call raises."""
+        return parts_of(expand(blueprint), self._timing)
 
     def timing(self, pair: Priced) -> Timing:
         """The timing of a block or a single layer, measured and stored where the table lacks it. Raises what a call raises."""
@@ -238,25 +247,23 @@ class Oracle:
     def _price(self, network: Network) -> Price:
         blocks = [(self._timing(pair), uses) for pair, uses in network.prices().items()]
         total = sum(uses * timing.median_ms for timing, uses in blocks)
-        guessed = [(timing, uses * timing.median_ms) for timing, uses in blocks if isinstance(timing, Estimate)]
-        doubt, interpolated, modelled = (sum(ms * getattr(timing, what) for timing, ms in guessed) / total for what in SHARES)
-        margin = max(2 * math.sqrt(_variance(blocks)) / total, self._floor) + doubt
-        predicted, low, high = total, total * max(0.0, 1 - margin), total * (1 + margin)
+        guessed = [(timing, uses) for timing, uses in blocks if isinstance(timing, Estimate)]
+        doubt, interpolated, modelled = (
+            sum(uses * timing.median_ms * getattr(timing, what) for timing, uses in guessed) / total for what in SHARES
+        )
         if calibration := self.usable_calibration:
-            predicted, low, high = calibration(total)
-            if guessed:  # what the calibration was made of was measured: what was not widens its interval
-                margin = 2 * math.sqrt(_variance((timing, ms / timing.median_ms) for timing, ms in guessed)) / total + doubt
-                low, high = max(0.0, low - margin * predicted), high + margin * predicted
-        return Price(self.engine.name, predicted, low, high, interpolated, modelled)
+            predicted, low, high = calibration(parts_of(network, self._timing))
+        else:
+            margin = max(2 * math.sqrt(_variance(block for block in blocks if block not in guessed)), self._floor * total)
+            predicted, low, high = total, total - margin, total + margin
+        # What was not measured is beyond that: it widens the interval.
+        wider = predicted * (QUANTILE * math.sqrt(_variance(guessed)) / total + doubt)
+        return Price(self.engine.name, predicted, max(0.0, low - wider), high + wider, interpolated, modelled)
 
     @property
     def _floor(self) -> float:
         """What the interval is never narrower than without a calibration."""
         return LAYERS_FLOOR if "imported" in self.environment else FLOOR
-
-    def _total(self, network: Network) -> float:
-        """The sum of the blocks in milliseconds."""
-        return sum(uses * self._timing(pair).median_ms for pair, uses in network.prices().items())
 
     def _timing(self, pair: Priced) -> Timing:
         found = self.find(pair)

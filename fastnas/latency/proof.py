@@ -14,11 +14,16 @@ from fastnas.blueprint import Blueprint, expand
 from fastnas.blueprint.blocks import Shapes, Spec
 from fastnas.blueprint.expand import Network
 from fastnas.latency import accuracy
-from fastnas.latency.calibration import MOST, calibrate
+from fastnas.latency.calibration import MOST, Parts, calibrate
 from fastnas.latency.oracle import Oracle
 
 TOGETHER = 8  # networks in memory at the same time, timed in interleaved rounds
 SPLITS = 200
+FIGURES = (  # of `figures`
+    "n", "mape", "within_5", "within_10", "kendall_tau", "interval_coverage", "split_coverage", "calibration_networks",
+    "repeat_mape", "repeat_median", "repeat_p90", "macs_mape", "macs_kendall_tau",
+    "operators_mape", "operators_scaled_mape", "operators_kendall_tau", "sum_mape", "sum_kendall_tau",
+)  # fmt: skip
 
 Progress = Callable[[int, int], None]  # done, total
 
@@ -67,7 +72,7 @@ def figures(oracle: Oracle, blueprints: Sequence[Blueprint], whole: Whole, opera
         "within_10": accuracy.within(10, predicted, truth),
         "kendall_tau": accuracy.kendall_tau(predicted, truth),
         "interval_coverage": accuracy.coverage([p.low for p in prices], [p.high for p in prices], truth),
-        "split_coverage": split_coverage(sums, truth),
+        "split_coverage": split_coverage([oracle.parts(b) for b in blueprints], truth),
         "calibration_networks": calibration.networks if calibration else 0,
         "repeat_mape": fmean(repeats),
         "repeat_median": median(repeats),
@@ -82,18 +87,18 @@ def figures(oracle: Oracle, blueprints: Sequence[Blueprint], whole: Whole, opera
     }
 
 
-def split_coverage(sums: Sequence[float], truth: Sequence[float], most: int = MOST, splits: int = SPLITS) -> float | None:
+def split_coverage(networks: Sequence[Parts], truth: Sequence[float], most: int = MOST, splits: int = SPLITS) -> float | None:
     """Share in percent of networks inside their interval when `most` others, drawn at random, are the calibration: the mean of many
     draws. None: there are too few networks to leave any out."""
     if len(truth) < 2 * most:
         return None
     random, shares = np.random.default_rng(0), []
-    x, y = np.asarray(sums, float), np.asarray(truth, float)
     for _ in range(splits):
-        order = random.permutation(len(y))
-        found, rest = calibrate(x[order[:most]], y[order[:most]]), order[most:]
-        intervals = [found(total) for total in x[rest]]
-        shares.append(accuracy.coverage([low for _, low, _ in intervals], [high for _, _, high in intervals], y[rest]))
+        drawn, rest = np.split(random.permutation(len(truth)), [most])
+        found = calibrate([networks[i] for i in drawn], [truth[i] for i in drawn])
+        intervals = [found(networks[i]) for i in rest]
+        lows, highs = [low for _, low, _ in intervals], [high for _, _, high in intervals]
+        shares.append(accuracy.coverage(lows, highs, [truth[i] for i in rest]))
     return fmean(shares)
 
 

@@ -33,7 +33,8 @@ REFERENCES = {
 }
 BETWEEN = "64x64/basic:1-2,base=8/fpn:8/rpn:20,topk=50/rcnn:16,detections=10/classes:3"  # runs before each timed run of a block
 REFERENCE_RUNS = 2
-SLICE_S = 0.003  # of candidate runs in a slice, where that is 2 to 16 runs
+RUNS = 4  # of the candidate in a slice, blocks and networks alike: the fastest of more runs is faster, the more so the busier it is
+SLICE_S = 0.04  # of candidate runs in a slice at most, where that is 2 runs or more
 SLOW_S = 0.3  # a candidate this slow runs once a slice, in fewer slices
 SLICES = 24  # where they fit into the budget
 FEWEST, FEWEST_SLOW = 7, 5
@@ -127,7 +128,7 @@ class Stopwatch:
         """How often it runs in a slice, and its fewest slices."""
         run()
         once = self._fastest(run, 2)
-        return (1, FEWEST_SLOW) if once > SLOW_S else (max(2, min(16, round(SLICE_S / once))), FEWEST)
+        return (1, FEWEST_SLOW) if once > SLOW_S else (max(2, min(RUNS, round(SLICE_S / once))), FEWEST)
 
     def _drifts(self, names: set[str]) -> dict[str, float]:
         """How much slower than when quiet each of these references runs now."""

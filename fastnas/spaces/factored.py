@@ -90,7 +90,11 @@ class FactoredSpace:
     def mutate(self, parent: Blueprint, rng: np.random.Generator) -> Mutation | None:
         before = self._values(parent)
         for _ in range(TRIES):
-            child = self._with(self._compound(before, rng) if rng.random() < self.p_compound else self._moved(before, rng))
+            compound = rng.random() < self.p_compound
+            values = self._compound(before, rng) if compound else self._moved(before, rng, self.operations)
+            for _ in self.axes:  # a move may need others to be combined: a head without proposals none of those that find them
+                if (child := self._with(values)) is None:
+                    values = self._moved(values, rng, 1)
             if child is not None and child != parent:
                 return Mutation(child, self._changes(parent, child), same_blocks(parent, child))
         return None
@@ -193,9 +197,9 @@ class FactoredSpace:
             for index, (axis, value) in enumerate(zip(self.axes, values, strict=True))
         )
 
-    def _moved(self, values: Values, rng: np.random.Generator) -> Values:
+    def _moved(self, values: Values, rng: np.random.Generator, operations: int) -> Values:
         moved = list(values)
-        for _ in range(self.operations):
+        for _ in range(operations):
             index = int(rng.integers(len(self.axes)))
             axis = self.axes[index]
             if axis.ordered:

@@ -9,10 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastnas.blueprint import Lineage, expand, parse
-from fastnas.errors import FastnasError
+from fastnas.errors import FastnasError, InputError
 from fastnas.models import build
 from fastnas.models.inherit import inherit
+from fastnas.models.start import check_start, start_from
+from fastnas.models.weights import save_state
 from fastnas.spaces import SerialRules, SerialSpace
+from fastnas.spaces.space import same_blocks
 
 PARENT = "64x80/{block}:1-21-2,base=16,stem=3x3,norm={norm}/fpn:16/rpn:20,scale=4/rcnn:16/classes:3"
 
@@ -124,3 +127,64 @@ def test_a_load_in_which_nothing_fits_is_refused():
     blueprint = parse(PARENT.format(block="basic", norm="bn"))
     with pytest.raises(FastnasError, match="another network"):
         inherit(build(blueprint), {"x": torch.zeros(1)}, Lineage(7, (), {"backbone.stem": "backbone.stem"}))
+
+
+@torch.no_grad()
+def test_a_detector_starts_from_a_backbone_alone(tmp_path):
+    """Everything else stays fresh: nothing is silenced that has no parent to keep."""
+    blueprint = parse(PARENT.format(block="basic", norm="bn"))
+    donor = trained(blueprint)
+    state = {name: tensor for name, tensor in donor.state_dict().items() if name.startswith("backbone.")}
+    save_state(tmp_path / "w.safetensors", state, blueprint, [])
+    check_start(blueprint, tmp_path / "w.safetensors")
+    torch.manual_seed(0)
+    child = build(blueprint.replace(classes=7))
+    fresh = {name: tensor.clone() for name, tensor in child.state_dict().items()}
+    report = start_from(child, tmp_path / "w.safetensors")
+    assert len(report.copied) == len(state) and not report.mismatched
+    for name, tensor in child.state_dict().items():
+        assert torch.equal(tensor, donor.state_dict()[name] if name in state else fresh[name]), name
+
+
+@torch.no_grad()
+def test_heads_that_fit_are_taken_along(tmp_path):
+    blueprint = parse(PARENT.format(block="basic", norm="bn"))
+    donor = trained(blueprint)
+    save_state(tmp_path / "w.safetensors", donor.state_dict(), blueprint, [])
+    child = build(blueprint.replace(classes=5))
+    report = start_from(child, tmp_path / "w.safetensors")
+    assert report.mismatched == [f"head.box.{layer}.{leaf}" for layer in ("cls_score", "bbox_pred") for leaf in ("weight", "bias")]
+    for own, other in zip(dense(child, torch.ones(1, 3, 64, 80)), dense(donor, torch.ones(1, 3, 64, 80)), strict=True):
+        torch.testing.assert_close(own, other, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (PARENT.format(block="basic", norm="gn"), "backbone.stem.norm1.* has shape"),
+        (PARENT.format(block="basic", norm="bn").replace("1-21-2", "1-211-2"), "block3.conv1.weight is missing"),
+        (PARENT.format(block="bottleneck", norm="bn"), "conv1.weight has shape"),
+    ],
+)
+def test_another_backbone_is_no_start(tmp_path, text, says):
+    donor = parse(PARENT.format(block="basic", norm="bn"))
+    save_state(tmp_path / "w.safetensors", build(donor).state_dict(), donor, [])
+    with pytest.raises(InputError, match=says):
+        check_start(parse(text), tmp_path / "w.safetensors")
+
+
+@torch.no_grad()
+def test_a_deeper_efficientnet_starts_as_its_parent():
+    """Mobile blocks that a stage gets at its end add their input: they start as identities, and the rest keeps its weights."""
+    torch.manual_seed(0)
+    text = "64x96/efficientnet:0.35x{depth}/bifpn:16,repeats=1,levels=3-5/effdet:1,topk=50/classes:3"
+    parent_blueprint, child_blueprint = (parse(text.format(depth=depth)) for depth in ("0.4", "0.9"))
+    parent, child, images = trained(parent_blueprint), build(child_blueprint), torch.randn(1, 3, 64, 96)
+    blocks = same_blocks(parent_blueprint, child_blueprint)
+    new = {block.name for block in expand(child_blueprint).blocks if block.params} - set(blocks)
+    assert len(new) > 3 and all(name.startswith("backbone.stage") for name in new)
+    report = inherit(child, parent.state_dict(), Lineage(0, ("deeper",), blocks))
+    assert not report.mismatched
+    ours, theirs = (detector.eval().dense(images) for detector in (child, parent))
+    for name in (f"head.{part}{level}" for part in ("classes", "boxes") for level in (3, 4, 5)):
+        torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=0)
