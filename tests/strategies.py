@@ -5,11 +5,14 @@ from hypothesis import strategies as st
 from fastnas.blueprint import (
     Bifpn,
     Blueprint,
+    C4Head,
     CascadeHead,
     EffdetHead,
     EfficientNet,
     Fpn,
     GuidedRpn,
+    MobileNetV2,
+    NoNeck,
     RetinaHead,
     RoiHead,
     Rpn,
@@ -54,6 +57,12 @@ def efficientnets(draw) -> EfficientNet:
 
 
 @st.composite
+def mobilenets(draw) -> MobileNetV2:
+    first = draw(st.integers(1, 5))
+    return MobileNetV2(draw(st.sampled_from(["1", "0.25", "0.35"])), f"{first}-{draw(st.integers(first, 5))}")
+
+
+@st.composite
 def fpns(draw, maps: range) -> Fpn:
     first = draw(st.sampled_from(maps))
     return Fpn(
@@ -92,6 +101,18 @@ def effdet_heads(draw) -> EffdetHead:
     )
 
 
+def rpns():
+    return st.builds(Rpn, st.integers(1, 50), st.integers(1, 16), st.integers(1, 100), st.integers(1, 3))
+
+
+@st.composite
+def c4s(draw, backbone) -> tuple[NoNeck, Rpn, C4Head]:
+    """Of a backbone that goes on behind level 2."""
+    level = draw(st.integers(max(2, backbone.maps[0]), backbone.maps[-1] - 1))
+    options = st.integers(1, 100), st.sampled_from(SUPPRESSIONS), st.sampled_from(["standard", "high"])
+    return NoNeck(level), draw(rpns()), draw(st.builds(C4Head, st.integers(1, 9), *options))
+
+
 @st.composite
 def retina_heads(draw) -> RetinaHead:
     return RetinaHead(
@@ -120,14 +141,10 @@ def proposers(draw) -> Rpn | GuidedRpn:
 @st.composite
 def blueprints(draw) -> Blueprint:
     """Any backbone with any neck, any head with the proposals it needs."""
-    backbone = draw(serial_backbones() | efficientnets())
-    neck = draw(fpns(backbone.maps) | bifpns(backbone.maps))
-    rpn, head = draw(
-        st.tuples(
-            proposers(),
-            region_heads(),
-        )
-        | st.tuples(st.none(), effdet_heads() | retina_heads())
-    )
+    backbone = draw(serial_backbones() | efficientnets() | mobilenets())
+    neck = fpns(backbone.maps) | bifpns(backbone.maps) | st.sampled_from(backbone.maps).map(NoNeck)
+    behind = st.tuples(neck, proposers(), region_heads()) | st.tuples(neck, st.none(), effdet_heads() | retina_heads())
+    cuts = len(backbone.maps) > 1 and backbone.maps[-1] > 2
+    neck, rpn, head = draw(behind | c4s(backbone) if cuts else behind)
     sides = st.integers(33, 150)
     return Blueprint((draw(sides), draw(sides)), backbone, neck, rpn, head, classes=draw(st.integers(1, 20)))

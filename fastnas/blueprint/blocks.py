@@ -2,11 +2,13 @@
 `fastnas.models` and `fastnas.models.onnx`."""
 
 from fastnas.blueprint.parts.bifpn import CoarserLevel, FusionNode
+from fastnas.blueprint.parts.c4 import RegionPredictor
 from fastnas.blueprint.parts.cascade import Refine
 from fastnas.blueprint.parts.effdet import AnchorDetections, HeadTower
 from fastnas.blueprint.parts.efficientnet import MobileBlock, SiluStem
 from fastnas.blueprint.parts.fpn import ConvLevel, FpnLevel, MaxPoolLevel
 from fastnas.blueprint.parts.guided import GuidedHead, GuidedProposals
+from fastnas.blueprint.parts.mobilenet import InvertedResidual, Relu6Stem
 from fastnas.blueprint.parts.parallel import Connector
 from fastnas.blueprint.parts.rcnn import BoxHead, Detections, RoiPool, Weights
 from fastnas.blueprint.parts.retinanet import ConvTower, RetinaDetections
@@ -35,12 +37,15 @@ __all__ = [
     "GuidedHead",
     "GuidedProposals",
     "HeadTower",
+    "InvertedResidual",
     "MaxPoolLevel",
     "MobileBlock",
     "PROPOSERS",
     "Proposals",
     "Proposer",
     "Refine",
+    "RegionPredictor",
+    "Relu6Stem",
     "Residual",
     "RetinaDetections",
     "RoiPool",

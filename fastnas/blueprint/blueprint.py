@@ -9,7 +9,7 @@ from typing import Any
 
 from fastnas.blueprint.check import integer
 from fastnas.blueprint.code import BlueprintError
-from fastnas.blueprint.parts import OPTIONAL, PARTS, SLOTS, Backbone, Head, Neck, Proposer
+from fastnas.blueprint.parts import OPTIONAL, PARTS, SLOTS, Backbone, C4Head, Head, Neck, Proposer
 from fastnas.blueprint.show import show
 
 
@@ -31,7 +31,10 @@ class Blueprint:
         for side in self.input:
             integer("input side", side, 32, 8192)
         integer("classes", self.classes, 1, 10000)
-        self.neck.levels_over(self.backbone.maps)
+        levels = self.neck.levels_over(self.backbone.maps)
+        if isinstance(self.head, C4Head) and not (len(levels) == 1 and 2 <= levels[0] < self.backbone.maps[-1]):
+            wanted = f"the neck none:LEVEL, from 2 to below the backbone's last level {self.backbone.maps[-1]}"
+            raise BlueprintError(f"the head {part_name(self.head)} runs what the backbone has behind one level: it takes {wanted}")
         if self.head.takes_proposals and self.rpn is None:
             raise BlueprintError(f"the head {part_name(self.head)} works on proposals, but there is no rpn (add {example('rpn')})")
         if self.rpn is not None and not self.head.takes_proposals:

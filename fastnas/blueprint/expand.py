@@ -11,5 +11,5 @@ def expand(blueprint: Blueprint) -> Network:
     last = min(blueprint.neck.levels_over(backbone.maps)[-1], backbone.maps[-1])
     pyramid = blueprint.neck.wire(wiring, backbone.wire(wiring, last))
     boxes = rpn.wire(wiring, pyramid) if rpn else None
-    blueprint.head.wire(wiring, pyramid, backbone.maps, blueprint.classes, boxes)
+    blueprint.head.wire(wiring, pyramid, backbone, blueprint.classes, boxes)
     return wiring.network(blueprint)

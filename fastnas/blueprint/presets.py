@@ -1,7 +1,19 @@
 """Named blueprints, e.g. for `fastnas describe fasterrcnn-r50-fpn`."""
 
 from fastnas.blueprint.blueprint import Blueprint
-from fastnas.blueprint.parts import Bifpn, CascadeHead, EffdetHead, EfficientNet, Fpn, RetinaHead, RoiHead, Rpn, SerialBackbone
+from fastnas.blueprint.parts import (
+    Bifpn,
+    C4Head,
+    CascadeHead,
+    EffdetHead,
+    EfficientNet,
+    Fpn,
+    NoNeck,
+    RetinaHead,
+    RoiHead,
+    Rpn,
+    SerialBackbone,
+)
 
 RESNET18 = "11-21-21-21"
 RESNET50 = "111-2111-211111-211"
@@ -11,6 +23,12 @@ RESNET101 = f"111-2111-2{'1' * 22}-211"
 def _faster_rcnn(block: str, code: str) -> Blueprint:
     """Faster R-CNN as torchvision builds it: COCO's 91 outputs (90 class ids + background), shorter side 800, longer 1333."""
     return Blueprint((800, 1333), SerialBackbone(block, code), Fpn(256), Rpn(1000), RoiHead(1024), classes=90)
+
+
+def _faster_rcnn_c4(block: str, code: str) -> Blueprint:
+    """Without a pyramid, as detectron2 builds it: COCO's 80 classes, anchors of 32 to 512 pixels on the map of stride 16."""
+    rpn = Rpn(1000, scale=2, topk=6000, sizes=5)
+    return Blueprint((800, 1333), SerialBackbone(block, code), NoNeck(4), rpn, C4Head(14), classes=80)
 
 
 def _cascade_rcnn(block: str, code: str) -> Blueprint:
@@ -54,6 +72,7 @@ PRESETS: dict[str, Blueprint] = {
     "fasterrcnn-r101-fpn": _faster_rcnn("bottleneck", RESNET101),
     "fasterrcnn-x50-fpn": _faster_rcnn("resnext32x4d", RESNET50),
     "fasterrcnn-x101-fpn": _faster_rcnn("resnext32x4d", RESNET101),
+    "fasterrcnn-r50-c4": _faster_rcnn_c4("bottleneck", RESNET50),
     "cascade-r50-fpn": _cascade_rcnn("bottleneck", RESNET50),
     "retinanet-r50-fpn": _retinanet("bottleneck", RESNET50),
     "smnas-e0": _smnas((512, 512), "basic", 64, "1-21-21-12", "3-6", RoiHead(1024)),

@@ -12,30 +12,32 @@ import numpy as np
 from fastnas.blueprint.blocks import AnchorHead, RetinaDetections
 
 
-def base_anchors(stride: int, scale: int, ratios: Sequence[float], octaves: int = 1) -> np.ndarray:
-    """One box a ratio and octave, side `scale * stride * 2^(o / octaves)` in whole pixels, centred on zero: float32 [A, 4] as x1,
-    y1, x2, y2."""
+def base_anchors(stride: int, scale: int, ratios: Sequence[float], octaves: int = 1, sizes: int = 1) -> np.ndarray:
+    """One box a ratio and side `scale * stride * 2^(o / octaves)` in whole pixels, o from 0 to below octaves * sizes, centred on
+    zero: float32 [A, 4] as x1, y1, x2, y2."""
     height_ratio = np.sqrt(np.asarray(ratios, np.float32))[:, None]
     width_ratio = np.float32(1) / height_ratio
-    sides = np.array([int(scale * stride * 2 ** (octave / octaves)) for octave in range(octaves)], np.float32)
+    sides = np.array([int(scale * stride * 2 ** (step / octaves)) for step in range(octaves * sizes)], np.float32)
     width, height = (width_ratio * sides).ravel(), (height_ratio * sides).ravel()
     return np.rint(np.stack([-width, -height, width, height], axis=1) / np.float32(2))
 
 
 def level_anchors(
-    input_hw: tuple[int, int], map_hw: tuple[int, int], stride: int, scale: int, ratios: Sequence[float], octaves: int = 1
-) -> np.ndarray:
+    input_hw: tuple[int, int], map_hw: tuple[int, int], stride: int, scale: int, ratios: Sequence[float], octaves: int = 1,
+    sizes: int = 1,
+) -> np.ndarray:  # fmt: skip
     """All anchors of one level in input pixels: float32 [H*W*A, 4] as x1, y1, x2, y2.
 
     input_hw: height and width of the image; map_hw: of this level's map; stride: the level's nominal stride (4, 8, ...).
-    Order: row, column, ratio, octave; a map (1, A, H, W) permuted to (H, W, A) lines up with it.
+    Order: row, column, ratio, side; a map (1, A, H, W) permuted to (H, W, A) lines up with it. octaves, sizes: as for
+    `base_anchors`.
     """
     (height, width), (rows, columns) = input_hw, map_hw
     shift_y = np.arange(rows, dtype=np.float32) * (height // rows)
     shift_x = np.arange(columns, dtype=np.float32) * (width // columns)
     grid_y, grid_x = np.meshgrid(shift_y, shift_x, indexing="ij")
     shifts = np.stack([grid_x, grid_y, grid_x, grid_y], axis=-1).reshape(-1, 1, 4)
-    return (shifts + base_anchors(stride, scale, ratios, octaves)).reshape(-1, 4)
+    return (shifts + base_anchors(stride, scale, ratios, octaves, sizes)).reshape(-1, 4)
 
 
 def cell_anchors(

@@ -10,7 +10,20 @@ from torch import nn
 
 from fastnas.blueprint import blocks as spec
 from fastnas.blueprint import operators as layer
-from fastnas.models.parts import bifpn, effdet, efficientnet, fpn, guided, operators, parallel, rcnn, retinanet, rpn, serial
+from fastnas.models.parts import (
+    bifpn,
+    effdet,
+    efficientnet,
+    fpn,
+    guided,
+    mobilenet,
+    operators,
+    parallel,
+    rcnn,
+    retinanet,
+    rpn,
+    serial,
+)
 
 MODULES: dict[type[spec.Spec], type[nn.Module]] = {
     spec.Stem: serial.Stem,
@@ -18,6 +31,8 @@ MODULES: dict[type[spec.Spec], type[nn.Module]] = {
     spec.Connector: parallel.Connector,
     spec.SiluStem: efficientnet.SiluStem,
     spec.MobileBlock: efficientnet.MobileBlock,
+    spec.Relu6Stem: mobilenet.Relu6Stem,
+    spec.InvertedResidual: mobilenet.InvertedResidual,
     spec.FpnLevel: fpn.FpnLevel,
     spec.MaxPoolLevel: fpn.MaxPoolLevel,
     spec.ConvLevel: fpn.ConvLevel,
@@ -27,6 +42,7 @@ MODULES: dict[type[spec.Spec], type[nn.Module]] = {
     spec.GuidedHead: guided.GuidedHead,
     spec.RoiPool: rcnn.RoiPool,
     spec.BoxHead: rcnn.BoxHead,
+    spec.RegionPredictor: rcnn.RegionPredictor,
     spec.Refine: rcnn.Refine,
     spec.ConvTower: retinanet.ConvTower,
     spec.HeadTower: effdet.HeadTower,

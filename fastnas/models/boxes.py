@@ -49,12 +49,14 @@ def select_detections(
 ) -> list[dict[str, Tensor]]:
     """Final suppression of a batch: per image {"boxes" (D, 4), "scores" (D,), "labels" (D,) from 1}, best first.
 
-    regions (K, 5): image index and box; logits (K, classes + 1) of every stage; deltas (K, 4 (classes + 1)) or (K, 4).
+    regions (K, 5): image index and box; logits (K, classes + 1) of every stage; deltas (K, 4 D), D being one for all
+    classes, one a class, or one a logit.
     """
     probability = sum(stage.float().softmax(1) for stage in logits)[:, 1:] / len(logits)
     region, label = (probability > s.score).nonzero(as_tuple=True)
     score = probability[region, label]
-    chosen = deltas.unflatten(1, (-1, 4))[region, 0 if deltas.shape[1] == 4 else label + 1]
+    codes = deltas.unflatten(1, (-1, 4))
+    chosen = codes[region, 0 if codes.shape[1] == 1 else label + 1 + codes.shape[1] - logits[0].shape[1]]
     boxes = clip(decode(chosen, regions[region, 1:], s.weights), s.input)
     return suppress(s, boxes, score, label, regions[region, 0].long(), images)
 

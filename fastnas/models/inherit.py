@@ -3,9 +3,9 @@
 SP-NAS (section 3): children "fully inherit the weights before the morphism". Rules:
 a tensor is copied where the lineage names an origin block and the shapes agree; a new residual block starts as an identity
 (weight of its last norm = 0), so a network that was only expanded computes exactly what its parent did; a residual block whose
-branch could not be copied whole also starts silent, and both hold for mobile blocks that add their input; a new projection keeps
-norm weight 1; a new pyramid level starts with a lateral of zero, so the finer levels see what they saw before; a new connector
-feeds back nothing, so a stage with new copies computes what it did without.
+branch could not be copied whole also starts silent, and both hold for inverted residuals that add their input; a new projection
+keeps norm weight 1; a new pyramid level starts with a lateral of zero, so the finer levels see what they saw before; a new
+connector feeds back nothing, so a stage with new copies computes what it did without.
 """
 
 from dataclasses import dataclass, field
@@ -18,6 +18,7 @@ from fastnas.errors import FastnasError
 from fastnas.models.detector import Detector
 from fastnas.models.parts.efficientnet import MobileBlock
 from fastnas.models.parts.fpn import FpnLevel
+from fastnas.models.parts.mobilenet import InvertedResidual
 from fastnas.models.parts.parallel import Connector
 from fastnas.models.parts.serial import Residual
 
@@ -62,7 +63,7 @@ def inherit(child: Detector, parent: dict[str, Tensor], lineage: Lineage) -> Inh
 
 def _quieten(module: nn.Module, new: bool, incomplete: bool) -> None:
     """Lets a block that could not be inherited whole start without disturbing the rest. new: a new level of a known pyramid."""
-    if incomplete and (isinstance(module, Residual) or isinstance(module, MobileBlock) and module.adds):
+    if incomplete and (isinstance(module, Residual) or isinstance(module, MobileBlock | InvertedResidual) and module.adds):
         nn.init.zeros_(module.last_norm.weight)
         nn.init.zeros_(module.last_norm.bias)
     if isinstance(module, Connector) and incomplete:

@@ -38,7 +38,7 @@ class GuidedOutputs(RpnOutputs):
 def make_anchors(s: spec.Proposer, maps: list[tuple[int, int]]) -> list[Tensor]:
     """Anchors (H * W * A, 4) of every level (of guided anchoring: squares), for maps of the given (height, width)."""
     return [
-        torch.from_numpy(level_anchors(s.input, hw, stride, s.scale, s.ratios))
+        torch.from_numpy(level_anchors(s.input, hw, stride, s.scale, s.ratios, sizes=s.sizes))
         for hw, stride in zip(maps, s.strides, strict=True)
     ]
 

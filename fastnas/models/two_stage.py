@@ -40,7 +40,7 @@ class TwoStageDetector(Detector):
         return read_maps(self.proposals, maps, self.anchors(maps[: len(self.score_maps)]))
 
     def stage(self, values: dict[str, Tensor], stage: "RegionStage", boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Class logits (K, classes + 1), box deltas (K, 4 (classes + 1)) or (K, 4), and the regions (K, 5) of the next stage, which
+        """Class logits (K, classes + 1), box deltas (K, 4 D), and the regions (K, 5) of the next stage, which
         are the given ones after the last. boxes (K, 5): image index and box. values: as returned by `dense`; what the stage
         computes is added to it."""
         values[stage.boxes] = boxes
@@ -74,9 +74,12 @@ def _stages(steps: list[tuple[Block, Use]]) -> list[RegionStage]:
     starts = [index for index, (block, _) in enumerate(steps) if isinstance(block.spec, spec.RoiPool)]
     stages = []
     for start, end in zip(starts, [*starts[1:], len(steps)], strict=True):
-        (_, pool), (_, head), *rest = own = steps[start:end]
-        boxes = pool.inputs[-1]
-        stages.append(RegionStage(tuple(own), boxes, *head.outputs, rest[0][1].outputs[0] if rest else boxes))
+        own = steps[start:end]
+        boxes = own[0][1].inputs[-1]
+        head = next(use for block, use in own if isinstance(block.spec, spec.BoxHead | spec.RegionPredictor))
+        last, use = own[-1]
+        refined = use.outputs[0] if isinstance(last.spec, spec.Refine) else boxes
+        stages.append(RegionStage(tuple(own), boxes, *head.outputs, refined))
     return stages
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fastnas.blueprint import CascadeHead, EffdetHead, RetinaHead, RoiHead
+from fastnas.blueprint import C4Head, CascadeHead, EffdetHead, RetinaHead, RoiHead
 from fastnas.models.detector import Detector
 from fastnas.train.config import Sampling
 from fastnas.train.efficientdet import efficientdet_losses
@@ -15,6 +15,7 @@ from fastnas.train.two_stage import two_stage_losses
 LOSSES: dict[type, Callable[..., dict[str, Tensor]]] = {
     RoiHead: two_stage_losses,
     CascadeHead: two_stage_losses,
+    C4Head: two_stage_losses,
     RetinaHead: retinanet_losses,
     EffdetHead: efficientdet_losses,
 }

@@ -68,7 +68,8 @@ def _sample_regions(proposals: Tensor, target, stage: Stage, sampling: Sampling,
 def _stage_losses(logits: Tensor, deltas: Tensor, samples: list[_Regions], stage: Stage) -> dict[str, Tensor]:
     labels = torch.cat([own.labels for own in samples])
     positive = labels.nonzero()[:, 0]
-    predicted = deltas.unflatten(1, (-1, 4))[positive, 0 if deltas.shape[1] == 4 else labels[positive]]
+    codes = deltas.unflatten(1, (-1, 4))  # one for all classes, one a class, or one a logit
+    predicted = codes[positive, 0 if codes.shape[1] == 1 else labels[positive] + codes.shape[1] - logits.shape[1]]
     encoded = torch.cat([own.deltas for own in samples])
     scale = stage.loss / max(1, len(labels))
     return {

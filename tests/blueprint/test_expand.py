@@ -6,7 +6,7 @@ import sys
 import pytest
 from hypothesis import given
 
-from fastnas.blueprint import PRESETS, expand, parse
+from fastnas.blueprint import PRESETS, NoNeck, expand, parse
 from fastnas.blueprint.code import positions
 from tests.strategies import blueprints
 
@@ -43,7 +43,9 @@ def test_the_wiring_is_whole(blueprint):
 
 
 def pyramid_values(blueprint, network) -> dict[int, str]:
-    """The neck's outputs, by level."""
+    """The neck's outputs, by level; none where there is no neck."""
+    if isinstance(blueprint.neck, NoNeck):
+        return {}
     levels = blueprint.neck.levels_over(blueprint.backbone.maps)
     if not hasattr(blueprint.neck, "repeats"):
         return {level: f"neck.p{level}" for level in levels}

@@ -17,6 +17,10 @@ def test_parameters_are_the_published_ones(name):
     assert round(expand(PRESETS[name]).params / 1e6, 2 if millions < 100 else 1) == millions
 
 
+def test_parameters_of_c4_are_those_of_detectron2():
+    assert expand(PRESETS["fasterrcnn-r50-c4"]).params == 33_844_764
+
+
 @pytest.mark.parametrize(
     ("name", "make"),
     [

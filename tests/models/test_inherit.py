@@ -1,5 +1,7 @@
 """Weight inheritance along the lineage."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -59,6 +61,22 @@ def test_a_new_stage_leaves_the_finer_levels_as_they_were():
     parent, child, images = trained(blueprint), build(mutation.blueprint), torch.randn(1, 3, 64, 80)
     inherit(child, parent.state_dict(), Lineage(0, mutation.operations, mutation.blocks))
     for own, other in zip(dense(child, images)[:3], dense(parent, images)[:3], strict=True):
+        torch.testing.assert_close(own, other, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("norm", ["bn", "gn", "gnws"])
+@pytest.mark.parametrize("tied", ["yes", "no"])
+@torch.no_grad()
+def test_new_copies_of_a_stage_leave_the_function_as_it_was(norm, tied):
+    """The parallel level starts from a serial network: its connectors are new, its blocks (or the copies' own) are not."""
+    torch.manual_seed(0)
+    blueprint = parse(PARENT.format(block="basic", norm=norm))
+    child = build(parse(PARENT.format(block="basic", norm=f"{norm},parallel=1-0-2,tied={tied}"))).eval()
+    parent, images = trained(blueprint), torch.randn(1, 3, 64, 80)
+    blocks = {name: re.sub(r"copy\d+\.", "", name) for name in child.blocks if not name.endswith("connector")}
+    report = inherit(child, parent.state_dict(), Lineage(0, ("copies",), blocks))
+    assert not report.mismatched and {name.split(".")[-4] for name in report.fresh} == {"connector"}
+    for own, other in zip(dense(child, images), dense(parent, images), strict=True):
         torch.testing.assert_close(own, other, rtol=0, atol=0)
 
 

@@ -87,7 +87,13 @@ LAYERS = [
     (b.ConvLevel(8, 8, relu=True, norm="gnws"), [(1, 8, 7, 10)]),
     (b.RpnHead(16, 3), [(1, 16, 6, 9)]),
     (b.BoxHead(4, 7, 24, 4), [(11, 4, 7, 7)]),
+    (b.RegionPredictor(8, 4), [(11, 8, 4, 4)]),
+    (b.Residual("basic", 8, 16, 2, "gn"), [(5, 8, 7, 7)]),
+    (b.Connector(32, 16, "gn", 0), [(3, 16, 7, 7), (3, 32, 4, 4)]),
     (b.BoxHead(4, 7, 24, 4, agnostic=True), [(11, 4, 7, 7)]),
+    (b.Relu6Stem(8), [(1, 3, 37, 50)]),
+    (b.InvertedResidual(8, 8, 6, 1), [(1, 8, 9, 12)]),
+    (b.InvertedResidual(8, 16, 1, 2), [(1, 8, 9, 12)]),
     (b.SiluStem(8, "same", "tf"), [(1, 3, 37, 50)]),
     (b.SiluStem(8, "symmetric", "torch"), [(1, 3, 37, 50)]),
     (b.MobileBlock(8, 12, 1, 3, 1, "same", "tf"), [(1, 8, 9, 12)]),
@@ -301,6 +307,7 @@ def test_anchor_detections_equal_the_module(head, topk, detections, classes):
         "97x131/efficientnet:0.25x0.4/bifpn:16,repeats=1,method=softmax/rpn:40,scale=4/rcnn:32,detections=20/classes:3",
         "97x131/xbottleneck:1-12-1,base=16,norm=gnws,parallel=1-2-1,c1=yes/fpn:16,levels=1-6,extra=conv-c,norm=gnws"
         "/rpn:40,scale=4/rcnn:32,detections=20/classes:3",
+        "97x131/basic:1-2-2,base=8,norm=gn,parallel=0-0-1/none:3/rpn:40,scale=2,sizes=2/c4:7,detections=20/classes:3",
         "97x131/basic:1-2,base=16,stem=3x3,parallel=1-2,tied=no/fpn:16,norm=bn/rpn:40,scale=4/rcnn:32,detections=20/classes:3",
     ],
 )

@@ -1,13 +1,16 @@
 """Cascade R-CNN head (Cai & Vasconcelos, CVPR 2018): every stage works on the boxes of the one before it."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from fastnas.blueprint.check import integer, one_of
 from fastnas.blueprint.operators import Operator
 from fastnas.blueprint.parts.rcnn import QUALITIES, SCORES, SUPPRESSIONS, Detections, Stage, Weights, wire_stage
 from fastnas.blueprint.spec import Shapes
 from fastnas.blueprint.wiring import DETECTIONS, Wiring
+
+if TYPE_CHECKING:
+    from fastnas.blueprint.parts import Backbone
 
 # Stages 1 to 3 are the published ones, with mmdetection's loss weights and smooth L1; deviations and loss weight of the fourth
 # go on as they do. After guided anchoring everything is one stage tighter, with 3/4 of the deviations (SM-NAS's released code).
@@ -43,11 +46,11 @@ class CascadeHead:
         stages = zip(IOU[self.quality], weights, LOSS, strict=True)
         return tuple(Stage(iou, pair, loss, beta=1.0) for iou, pair, loss in stages)[: self.stages]
 
-    def wire(self, wiring: Wiring, pyramid: dict[int, str], maps: range, classes: int, boxes: str) -> None:
+    def wire(self, wiring: Wiring, pyramid: dict[int, str], backbone: "Backbone", classes: int, boxes: str) -> None:
         logits = []
         for number, stage in enumerate(self.training, 1):
             name = f"head.stage{number}"
-            wire_stage(wiring, name, pyramid, maps, boxes, self.hidden, classes, agnostic=True)
+            wire_stage(wiring, name, pyramid, backbone.maps, boxes, self.hidden, classes, agnostic=True)
             logits.append(f"{name}.logits")
             if number < self.stages:
                 boxes = wiring.add(f"{name}.refine", Refine(wiring.input, stage.weights), [boxes, f"{name}.deltas"])

@@ -1,7 +1,7 @@
 """EfficientDet's heads (Tan, Pang & Le, CVPR 2020, section 4): class and box towers over all levels, no proposals."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from fastnas.blueprint.check import YES_NO, integer, one_of
 from fastnas.blueprint.code import BlueprintError
@@ -9,6 +9,9 @@ from fastnas.blueprint.operators import Layers, Operator, Operators, elements
 from fastnas.blueprint.parts.rcnn import SUPPRESSIONS
 from fastnas.blueprint.spec import Shapes, Spec, added, conv_params
 from fastnas.blueprint.wiring import DETECTIONS, Wiring
+
+if TYPE_CHECKING:
+    from fastnas.blueprint.parts import Backbone
 
 # Width and height of the anchors of one scale; the authors' rounding of sqrt(2) and its inverse, which their weights expect.
 ASPECTS = ((1.0, 1.0), (1.4, 0.7), (0.7, 1.4))
@@ -44,7 +47,7 @@ class EffdetHead:
         if self.channels and not self.repeats:
             raise BlueprintError("effdet channels are those of the repeated convolutions, but repeats is 0")
 
-    def wire(self, wiring: Wiring, pyramid: dict[int, str], maps: range, classes: int, boxes: str | None) -> None:
+    def wire(self, wiring: Wiring, pyramid: dict[int, str], backbone: "Backbone", classes: int, boxes: str | None) -> None:
         inside = wiring.channels(next(iter(pyramid.values())))
         anchors = self.octaves * len(ASPECTS)
         outputs = []

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fastnas.blueprint.check import level_range, one_of, string
@@ -52,20 +53,31 @@ class EfficientNet:
         return level_range("efficientnet levels", self.levels, 1, 5)
 
     def wire(self, wiring: Wiring, last: int) -> dict[int, str]:
+        width, _ = _scaling(self.variant)
+        stem = SiluStem(_round_channels(STEM_CHANNELS * width), self.padding, self.norm)
+        value = wiring.add("backbone.stem", stem, [IMAGE])
+        maps = {}
+        for level, name, spec in self._blocks():
+            if level <= last:
+                value = maps[level] = wiring.add(name, spec, [value])
+        return {level: maps[level] for level in self.maps if level <= last}
+
+    def wire_rest(self, wiring: Wiring, level: int, value: str) -> str:
+        for at, name, spec in self._blocks():
+            if level < at <= self.maps[-1]:
+                value = wiring.add(name, spec, [value])
+        return value
+
+    def _blocks(self) -> Iterator[tuple[int, str, "MobileBlock"]]:
+        """(level, name, spec) of every block behind the stem."""
         width, depth = _scaling(self.variant)
         channels = _round_channels(STEM_CHANNELS * width)
-        value = wiring.add("backbone.stem", SiluStem(channels, self.padding, self.norm), [IMAGE])
-        maps = {}
         for stage, (expansion, base, repeats, stride, kernel, level) in enumerate(STAGES):
-            if level > last:
-                break
             out = _round_channels(base * width)
             for block in range(math.ceil(repeats * depth)):
                 spec = MobileBlock(channels, out, expansion, kernel, 1 if block else stride, self.padding, self.norm)
-                value = wiring.add(stage_block_name(stage, block), spec, [value])
+                yield level, stage_block_name(stage, block), spec
                 channels = out
-            maps[level] = value
-        return {level: maps[level] for level in self.maps if level <= last}
 
 
 def _scaling(variant: str) -> tuple[float, float]:
@@ -154,11 +166,11 @@ class MobileBlock(Spec):
         return expand + depthwise + squeeze + conv_params(width, cout, 1) + 2 * cout
 
     def macs(self, inputs: Shapes) -> int:
-        _, _, h, w = inputs[0]
+        n, _, h, w = inputs[0]
         _, _, oh, ow = self.outputs(inputs)[0]
         width = self.width
         expand = conv_params(self.in_channels, width, 1) * h * w if self.expansion != 1 else 0
-        return (
+        return n * (
             expand
             + (conv_params(width, width, self.kernel, width) + conv_params(width, self.out_channels, 1)) * oh * ow
             + 2 * width * self.squeezed
@@ -173,7 +185,7 @@ class MobileBlock(Spec):
         if self.expansion != 1:
             x = layers.conv(width, 1, x, activation="silu")
         x = layers.conv(width, self.kernel, x, stride=self.stride, groups=width, activation="silu")
-        gate = layers.add(Pass("mean", (1, width, 1, 1)), x)
+        gate = layers.add(Pass("mean", (x[0], width, 1, 1)), x)
         gate = layers.conv(width, 1, layers.conv(self.squeezed, 1, gate, activation="silu"), activation="sigmoid")
         x = layers.add(Pass("scale", x), x, gate)
         layers.conv(self.out_channels, 1, x, *inputs[: self.adds])

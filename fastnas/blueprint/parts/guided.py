@@ -82,6 +82,7 @@ class GuidedProposals(Operator):
 
     op = "guided-proposals"
     ratios: ClassVar[tuple[float, ...]] = (1.0,)  # of the squares
+    sizes: ClassVar[int] = 1
     weights: ClassVar[Weights] = (1 / 0.07, 1 / 0.11)  # of the deltas
     deviation: ClassVar[float] = 0.14  # of the predicted logarithms of the sides
     input: tuple[int, int]

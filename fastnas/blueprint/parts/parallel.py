@@ -80,8 +80,8 @@ class Connector(Spec):
         return conv_params(self.in_channels, self.channels, 1) + 2 * self.channels
 
     def macs(self, inputs: Shapes) -> int:
-        _, _, h, w = inputs[1]
-        return conv_params(self.in_channels, self.channels, 1) * h * w
+        n, _, h, w = inputs[1]
+        return conv_params(self.in_channels, self.channels, 1) * n * h * w
 
     def outputs(self, inputs: Shapes) -> Shapes:
         return inputs[:1]

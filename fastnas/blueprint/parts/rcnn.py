@@ -1,12 +1,15 @@
 """Faster R-CNN head (Ren et al., 2015): pooled regions through two fully connected layers. `cascade.py` repeats it."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from fastnas.blueprint.check import integer, one_of
 from fastnas.blueprint.operators import Layers, Linear, Operator, Operators, elements
 from fastnas.blueprint.spec import Shapes, Spec, added
 from fastnas.blueprint.wiring import DETECTIONS, Wiring
+
+if TYPE_CHECKING:
+    from fastnas.blueprint.parts import Backbone
 
 SUPPRESSIONS = ("hard", "linear", "gaussian")  # the latter two: Soft-NMS (Bodla et al. 2017)
 QUALITIES = ("standard", "high")
@@ -22,6 +25,10 @@ class Stage:
     weights: Weights  # deltas are this many times larger than the RPN's: of centres, of sides (1 / standard deviation)
     loss: float = 1.0  # weight of the stage's losses
     beta: float = 1 / 9  # where smooth L1 turns from quadratic to linear
+
+
+# By the quality of proposals; standard as torchvision, high as the authors of guided anchoring (Wang et al. 2019).
+TRAINING = {"standard": Stage(0.5, (10.0, 5.0)), "high": Stage(0.6, (20.0, 10.0))}
 
 
 @dataclass(frozen=True)
@@ -43,11 +50,10 @@ class RoiHead:
 
     @property
     def training(self) -> tuple[Stage, ...]:
-        """Standard as torchvision, high as the authors of guided anchoring (Wang et al. 2019)."""
-        return (Stage(0.5, (10.0, 5.0)) if self.quality == "standard" else Stage(0.6, (20.0, 10.0)),)
+        return (TRAINING[self.quality],)
 
-    def wire(self, wiring: Wiring, pyramid: dict[int, str], maps: range, classes: int, boxes: str) -> None:
-        wire_stage(wiring, "head", pyramid, maps, boxes, self.hidden, classes, agnostic=False)
+    def wire(self, wiring: Wiring, pyramid: dict[int, str], backbone: "Backbone", classes: int, boxes: str) -> None:
+        wire_stage(wiring, "head", pyramid, backbone.maps, boxes, self.hidden, classes, agnostic=False)
         weights, score = self.training[0].weights, SCORES[self.quality]
         suppression = Detections(wiring.input, self.detections, score, weights=weights, suppression=self.suppression)
         wiring.add("head.detections", suppression, [boxes, "head.logits", "head.deltas"], DETECTIONS)

@@ -1,7 +1,7 @@
 """RetinaNet's heads (Lin et al., ICCV 2017): class and box towers over all levels, no proposals."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from fastnas.blueprint.check import YES_NO, integer, one_of
 from fastnas.blueprint.operators import Layers, Operator, Operators, elements
@@ -10,6 +10,9 @@ from fastnas.blueprint.parts.rcnn import SUPPRESSIONS
 from fastnas.blueprint.parts.rpn import ASPECT_RATIOS
 from fastnas.blueprint.spec import Shapes, Spec, conv_params
 from fastnas.blueprint.wiring import DETECTIONS, Wiring
+
+if TYPE_CHECKING:
+    from fastnas.blueprint.parts import Backbone
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class RetinaHead:
         integer("retinanet detections", self.detections, 1, 1000)
         one_of("retinanet suppression", self.suppression, SUPPRESSIONS)
 
-    def wire(self, wiring: Wiring, pyramid: dict[int, str], maps: range, classes: int, boxes: str | None) -> None:
+    def wire(self, wiring: Wiring, pyramid: dict[int, str], backbone: "Backbone", classes: int, boxes: str | None) -> None:
         channels = wiring.channels(next(iter(pyramid.values())))
         background = int(self.background == "yes")
         outputs = []

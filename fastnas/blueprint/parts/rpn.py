@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from fastnas.blueprint.check import integer
 from fastnas.blueprint.operators import Layers, Operator, Operators
-from fastnas.blueprint.spec import Shapes, Spec, conv_params
+from fastnas.blueprint.spec import Shapes, Spec, added, conv_params
 from fastnas.blueprint.wiring import BOXES, Wiring
 
 ASPECT_RATIOS = (0.5, 1.0, 2.0)
@@ -14,26 +14,29 @@ ASPECT_RATIOS = (0.5, 1.0, 2.0)
 
 @dataclass(frozen=True)
 class Rpn:
-    """Anchors of `scale` x stride in three aspect ratios on every level; the best become the head's regions."""
+    """Anchors of `scale` x stride, and of `sizes` - 1 doublings of that, in three aspect ratios on every level; the best become the
+    head's regions."""
 
     proposals: int = 1000  # regions passed to the head; exactly this many are counted and priced
     scale: int = 8  # anchor side = scale x stride
     topk: int = 1000  # best scores kept per level before suppression
+    sizes: int = 1  # of anchors on every level, each twice as large as the one before
 
     def __post_init__(self):
         integer("rpn proposals", self.proposals, 1, 10000)
         integer("rpn scale", self.scale, 1, 64)
         integer("rpn topk", self.topk, 1, 10000)
+        integer("rpn sizes", self.sizes, 1, 8)
 
     def wire(self, wiring: Wiring, pyramid: dict[int, str]) -> str:
         channels = wiring.channels(next(iter(pyramid.values())))
-        spec = RpnHead(channels, len(ASPECT_RATIOS))
+        spec = RpnHead(channels, self.sizes * len(ASPECT_RATIOS))
         scores, deltas = [], []
         for level, value in pyramid.items():
             scores.append(wiring.add("rpn.head", spec, [value], (f"rpn.scores{level}", f"rpn.deltas{level}")))
             deltas.append(f"rpn.deltas{level}")
         strides = tuple(2**level for level in pyramid)
-        selection = Proposals(wiring.input, strides, self.scale, ASPECT_RATIOS, self.topk, self.proposals)
+        selection = Proposals(wiring.input, strides, self.scale, ASPECT_RATIOS, self.topk, self.proposals, sizes=self.sizes)
         return wiring.add("rpn.proposals", selection, scores + deltas, (BOXES,))
 
 
@@ -82,6 +85,7 @@ class Proposals(Operator):
     topk: int
     proposals: int
     nms: float = 0.7
+    sizes: int = added(1)
 
     def outputs(self, inputs: Shapes) -> Shapes:
         return ((self.proposals, 4),)

@@ -66,9 +66,18 @@ class SerialBackbone:
         value = wiring.add("backbone.stem", stem, [IMAGE], outputs[: 1 + stem.taps])
         if stem.taps:
             maps[1] = outputs[1]
+        return maps | self._wire_stages(wiring, value, range(max(0, last - 1)))
+
+    def wire_rest(self, wiring: Wiring, level: int, value: str) -> str:
+        """Copies of the first stage behind the level go on from its own input."""
+        return self._wire_stages(wiring, value, range(level - 1, self.stages))[self.maps[-1]]
+
+    def _wire_stages(self, wiring: Wiring, value: str, wanted: range) -> dict[int, str]:
+        """Values by level of these stages (from 0), `value` being the input of the first."""
+        stages, maps = self._stages(), {}
         copies, branches = [*copies_of(self.code, self.parallel), 0], {}
-        for stage, specs in enumerate(self._stages()[: max(0, last - 1)]):
-            passes = _Passes(wiring, stage, specs, self.tied == "yes")
+        for stage in wanted:
+            passes = _Passes(wiring, stage, stages[stage], self.tied == "yes")
             value, branches = wire_stage(passes, value, branches, copies[stage], copies[stage + 1])
             maps[stage + 2] = value
         return maps
@@ -203,9 +212,9 @@ class Residual(Spec):
         return sum(conv_params(cin, cout, kernel, groups) + 2 * cout for cin, cout, kernel, groups, _ in self.convs())
 
     def macs(self, inputs: Shapes) -> int:
-        _, _, h, w = inputs[0]
+        n, _, h, w = inputs[0]
         _, _, oh, ow = self.outputs(inputs)[0]
-        pixels = {False: h * w, True: oh * ow}
+        pixels = {False: n * h * w, True: n * oh * ow}
         return sum(conv_params(cin, cout, kernel, groups) * pixels[small] for cin, cout, kernel, groups, small in self.convs())
 
     def outputs(self, inputs: Shapes) -> Shapes:

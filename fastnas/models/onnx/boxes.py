@@ -44,7 +44,7 @@ def emit_proposals(
         best, index = graph.add("TopK", flat, graph.integers(kept), outputs=2, axis=0)
         scores.append(best)  # logits: the sigmoid changes no order
         deltas.append(pick_deltas(graph, inputs[levels + level], index, height * width))
-        boxes = level_anchors(spec.input, (height, width), spec.strides[level], spec.scale, spec.ratios)
+        boxes = level_anchors(spec.input, (height, width), spec.strides[level], spec.scale, spec.ratios, sizes=spec.sizes)
         boxes = boxes.reshape(-1, count, 4).transpose(1, 0, 2).reshape(-1, 4)  # the order of the raw map: anchor, row, column
         anchors.append(graph.add("Gather", graph.store(f"{name}.anchors{level}", boxes), index, axis=0))
         owner += [level] * kept
@@ -117,9 +117,11 @@ def emit_detections(
     region = graph.add("Div", passing, classes)
     label = graph.add("Add", graph.add("Sub", passing, graph.add("Mul", region, classes)), graph.integers(1))
     row = region
-    if shapes[-1][1] != 4:  # deltas of every class
-        row = graph.add("Add", graph.add("Mul", region, graph.integers(columns)), label)
-        deltas = graph.add("Reshape", deltas, graph.integers(regions * columns, 4))
+    codes = shapes[-1][1] // 4
+    if codes != 1:  # one a class, with or without the background's
+        own = graph.add("Sub", label, graph.integers(columns - codes))
+        row = graph.add("Add", graph.add("Mul", region, graph.integers(codes)), own)
+        deltas = graph.add("Reshape", deltas, graph.integers(regions * codes, 4))
     delta = graph.add("Gather", deltas, row, axis=0)
     decoded = decode(graph, graph.add("Gather", boxes, region, axis=0), delta, spec.weights, spec.input)
     score = graph.add("Where", large_enough(graph, decoded, SMALLEST_DETECTION), score, graph.constant([NEVER]))

@@ -8,7 +8,7 @@ import onnx
 from fastnas.blueprint import blocks as b
 from fastnas.blueprint import operators as o
 from fastnas.blueprint.wiring import DETECTIONS, IMAGE, Block, Network, Use
-from fastnas.models.onnx import boxes, efficientdet, guided, layers, one_stage, operators, synthetic
+from fastnas.models.onnx import boxes, efficientdet, guided, layers, mobilenet, one_stage, operators, synthetic
 from fastnas.models.onnx.graph import Graph
 from fastnas.models.onnx.weights import RandomWeights, StateWeights, Weights, normal
 
@@ -18,6 +18,8 @@ EMITTERS = {
     b.Connector: layers.emit_connector,
     b.SiluStem: efficientdet.emit_silu_stem,
     b.MobileBlock: efficientdet.emit_mobile_block,
+    b.Relu6Stem: mobilenet.emit_relu6_stem,
+    b.InvertedResidual: mobilenet.emit_inverted_residual,
     b.FpnLevel: layers.emit_fpn_level,
     b.MaxPoolLevel: layers.emit_max_pool_level,
     b.ConvLevel: layers.emit_conv_level,
@@ -27,6 +29,7 @@ EMITTERS = {
     b.HeadTower: efficientdet.emit_head_tower,
     b.RpnHead: layers.emit_rpn_head,
     b.BoxHead: layers.emit_box_head,
+    b.RegionPredictor: layers.emit_region_predictor,
     b.Proposals: boxes.emit_proposals,
     b.GuidedHead: guided.emit_guided_head,
     b.GuidedProposals: guided.emit_guided_proposals,

@@ -56,7 +56,7 @@ def emit_connector(graph: Graph, weights: Weights, name: str, spec: b.Connector,
     layers, shape = (f"{name}.feedback.conv", f"{name}.feedback.norm"), (spec.channels, spec.in_channels, 1, 1)
     fed = conv_norm(graph, weights, *layers, spec.norm, inputs[1], shape, gain=_LAST, most=spec.groups)
     if shapes[1][2:] != shapes[0][2:]:
-        fed = upsample(graph, fed, (1, spec.channels, *shapes[1][2:]), shapes[0])
+        fed = upsample(graph, fed, (shapes[1][0], spec.channels, *shapes[1][2:]), shapes[0])
     return [graph.add("Add", inputs[0], fed)]
 
 
@@ -106,6 +106,16 @@ def emit_box_head(graph: Graph, weights: Weights, name: str, spec: b.BoxHead, in
     ]
 
 
+def emit_region_predictor(
+    graph: Graph, weights: Weights, name: str, spec: b.RegionPredictor, inputs: list[str], shapes: b.Shapes
+) -> list[str]:
+    value = graph.add("Flatten", graph.add("GlobalAveragePool", inputs[0]))
+    return [
+        linear(graph, weights, f"{name}.cls_score", value, (spec.logits, spec.channels)),
+        linear(graph, weights, f"{name}.bbox_pred", value, (4 * (spec.logits - 1), spec.channels), gain=0.1),
+    ]
+
+
 def emit_conv_tower(
     graph: Graph, weights: Weights, name: str, spec: b.ConvTower, inputs: list[str], shapes: b.Shapes, use: int = 0
 ) -> list[str]:
@@ -126,7 +136,7 @@ def conv_norm(
     groups: int = 1, act: str | None = None, gain: float = 1.0, pads: list[int] | None = None, eps: float = EPS, bias: bool = False,
     most: int = 32,
 ) -> str:  # fmt: skip
-    """Convolution, norm and activation (relu, silu). conv, norm: names of the two layers; bias: of the convolution.
+    """Convolution, norm and activation (relu, relu6, silu). conv, norm: names of the two layers; bias: of the convolution.
 
     kind: bn | gn | gnws; most: as for `norm_groups`. pads: top, left, bottom, right (default: half the kernel everywhere).
     """
@@ -145,6 +155,8 @@ def conv_norm(
 def activation(graph: Graph, value: str, act: str | None) -> str:
     if act == "silu":
         return graph.add("Mul", value, graph.add("Sigmoid", value))
+    if act == "relu6":
+        return graph.add("Clip", value, graph.constant(0), graph.constant(6))
     return graph.add("Relu", value) if act == "relu" else value
 
 
@@ -215,5 +227,5 @@ def upsample(graph: Graph, value: str, shape: b.Shape, target: b.Shape) -> str:
         images = graph.add("Slice", graph.add("Shape", value), graph.integers(0), graph.integers(1))
         sizes = graph.add("Concat", images, graph.integers(shape[1], *target[2:]), axis=0)
     else:
-        sizes = graph.integers(graph.batch, shape[1], *target[2:])
+        sizes = graph.integers(graph.batch * shape[0], shape[1], *target[2:])  # of regions there are shape[0] an image
     return graph.add("Resize", value, "", "", sizes, **mode)

@@ -65,7 +65,7 @@ def _proposal_maps(spec: b.Proposals, shapes: b.Shapes) -> tuple[np.ndarray, ...
     scores, deltas = [], []
     for level in range(levels):
         _, count, height, width = shapes[level]
-        anchors = level_anchors(spec.input, (height, width), spec.strides[level], spec.scale, spec.ratios)
+        anchors = level_anchors(spec.input, (height, width), spec.strides[level], spec.scale, spec.ratios, sizes=spec.sizes)
         best, overlap = _best_overlap(anchors, objects)
         score = -5 + random.normal(0, 1.2, len(anchors)) + 10 * overlap
         delta = random.normal(0, 0.2, (len(anchors), 4))

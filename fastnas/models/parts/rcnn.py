@@ -39,9 +39,29 @@ class BoxHead(nn.Module):
         return self.cls_score(x), self.bbox_pred(x)
 
     def initialize(self) -> None:
-        for layer, std in ((self.cls_score, 0.01), (self.bbox_pred, 0.001)):
-            nn.init.normal_(layer.weight, std=std)
-            nn.init.zeros_(layer.bias)
+        initialize_predictors(self.cls_score, self.bbox_pred)
+
+
+class RegionPredictor(nn.Module):
+    """Regions (K, C, s, s) -> class logits (K, classes + 1), class 0 is the background, and box deltas (K, 4 classes)."""
+
+    def __init__(self, s: spec.RegionPredictor):
+        super().__init__()
+        self.cls_score = nn.Linear(s.channels, s.logits)
+        self.bbox_pred = nn.Linear(s.channels, 4 * (s.logits - 1))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = x.mean((2, 3))
+        return self.cls_score(x), self.bbox_pred(x)
+
+    def initialize(self) -> None:
+        initialize_predictors(self.cls_score, self.bbox_pred)
+
+
+def initialize_predictors(classes: nn.Linear, deltas: nn.Linear) -> None:
+    for layer, std in ((classes, 0.01), (deltas, 0.001)):
+        nn.init.normal_(layer.weight, std=std)
+        nn.init.zeros_(layer.bias)
 
 
 class Refine(nn.Module):
