@@ -1,8 +1,6 @@
 """Timing that survives other work on the machine: every slice of a candidate lies between two runs of fixed reference blocks.
 
-Slice = references, candidate, references; each is repeated. Of the references the fastest run counts, of the candidate the middle
-one: the fastest of many short runs finds moments that a long run never has, and blocks would look cheaper than their network. The
-half of the slices whose references
+Slice = references, candidate, references; each is repeated and its fastest run counts. The half of the slices whose references
 agree best before and after is kept, and the answer is the median of candidate / drift, where drift says how much slower than
 on the quiet machine the references just ran. Their quiet times (baselines) are kept in the latency table. They are only as good
 as the machine was quiet when they were taken, so they are taken anew whenever a table is opened for measuring: `lowered`.
@@ -35,7 +33,8 @@ REFERENCES = {
 }
 BETWEEN = "64x64/basic:1-2,base=8/fpn:8/rpn:20,topk=50/rcnn:16,detections=10/classes:3"  # runs before each timed run of a block
 REFERENCE_RUNS = 2
-SLICE_S = 0.003  # of candidate runs in a slice, where that is 2 to 16 runs
+RUNS = 4  # of the candidate in a slice, blocks and networks alike: the fastest of more runs is faster, the more so the busier it is
+SLICE_S = 0.04  # of candidate runs in a slice at most, where that is 2 runs or more
 SLOW_S = 0.3  # a candidate this slow runs once a slice, in fewer slices
 SLICES = 24  # where they fit into the budget
 FEWEST, FEWEST_SLOW = 7, 5
@@ -116,7 +115,7 @@ class Stopwatch:
             ):
                 for (run, mix), (runs, _), own in zip(candidates, plans, slices, strict=True):
                     before = _mixed(drifts, mix)
-                    milliseconds = 1e3 * median(self._runs(run, runs, between))
+                    milliseconds = 1e3 * self._fastest(run, runs, between)
                     drifts = self._drifts(names)
                     after = _mixed(drifts, mix)
                     own.append((abs(before - after) / min(before, after), 2 * milliseconds / (before + after)))
@@ -129,26 +128,22 @@ class Stopwatch:
         """How often it runs in a slice, and its fewest slices."""
         run()
         once = self._fastest(run, 2)
-        return (1, FEWEST_SLOW) if once > SLOW_S else (max(2, min(16, round(SLICE_S / once))), FEWEST)
+        return (1, FEWEST_SLOW) if once > SLOW_S else (max(2, min(RUNS, round(SLICE_S / once))), FEWEST)
 
     def _drifts(self, names: set[str]) -> dict[str, float]:
         """How much slower than when quiet each of these references runs now."""
         return {name: 1e3 * self._fastest(self._references[name], REFERENCE_RUNS) / self.baselines[name] for name in sorted(names)}
 
-    def _fastest(self, run: Callable[[], None], times: int) -> float:
+    def _fastest(self, run: Callable[[], None], times: int, between: Callable[[], None] | None = None) -> float:
         """Seconds of the fastest of several runs."""
-        return min(self._runs(run, times))
-
-    def _runs(self, run: Callable[[], None], times: int, between: Callable[[], None] | None = None) -> list[float]:
-        """Seconds of each of several runs."""
-        clock, seconds = self._clock, []
+        clock, best = self._clock, float("inf")
         for _ in range(times):
             if between:
                 between()
             start = clock()
             run()
-            seconds.append(clock() - start)
-        return seconds
+            best = min(best, clock() - start)
+        return best
 
     def quiet(self, seconds: float) -> dict[str, float]:
         """Milliseconds of each reference when nothing disturbs it: the fastest tenth of what it takes over some time."""

@@ -14,7 +14,8 @@ from fastnas.data.coco import CocoSplit, as_coco_dict
 from fastnas.data.dataset import DetectionData
 from fastnas.models.detector import Detector
 from fastnas.models.pixels import scale_and_shift
-from fastnas.train.precision import autocast
+from fastnas.ops import standardized
+from fastnas.train.precision import autocast, computed_in
 
 METRICS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar1", "ar10", "ar100", "ar_small", "ar_medium", "ar_large")
 
@@ -34,7 +35,8 @@ def detect(detector: Detector, data: DetectionData, batch_size: int = 8, precisi
         with autocast(precision):
             return detector(normalize(images))
 
-    return collect(find, data, [category.id for category in data.split.classes], batch_size)
+    with standardized(detector, computed_in(precision)):  # weights are standardised once for all batches
+        return collect(find, data, [category.id for category in data.split.classes], batch_size)
 
 
 def collect(

@@ -241,3 +241,29 @@ def test_real_data(bccd: Path):
     assert sum(len(batch.image_ids) for batch in batches) == 87 and whole.problems == []
     plain = list(whole.batches(16))
     assert sum(len(target.boxes) for batch in plain for target in batch.targets) == 1137
+
+
+def test_another_size_is_the_same_data(root: Path, decoded: list[str]):
+    data = DetectionData(read_coco(root, "train"), SIZE)
+    part = data.subset(0.5, seed=3)
+    for whole in (data, part):
+        other, fresh = whole.at((12, 20)), DetectionData(read_coco(root, "train"), (12, 20))
+        assert other.size == (12, 20) and len(other) == len(whole) and whole.size == SIZE
+        ids = [image_id for batch in other.batches(3) for image_id in batch.image_ids]
+        assert ids == [image_id for batch in whole.batches(3) for image_id in batch.image_ids]
+        images = {i: (image, t) for b in fresh.batches(3) for i, image, t in zip(b.image_ids, b.images, b.targets, strict=True)}
+        for batch in other.batches(3):
+            for image_id, image, target in zip(batch.image_ids, batch.images, batch.targets, strict=True):
+                assert torch.equal(image, images[image_id][0]) and torch.equal(target.boxes, images[image_id][1].boxes)
+    before = len(decoded)
+    assert len(list(data.at((12, 20)).batches(3))) and len(list(data.at(SIZE).batches(3))) and len(decoded) == before, "kept"
+    assert data.at(SIZE).size == SIZE and data.at(SIZE)._indices == data._indices
+
+
+def test_sizes_beyond_the_limit_are_forgotten(root: Path):
+    data = DetectionData(read_coco(root, "train"), SIZE, cache_bytes=12 * IMAGE)
+    data.fill()
+    for height in (12, 16, 20, 24):
+        data.at((height, 16)).fill()
+        data.at((height, 16))
+    assert sum(kept.cached_bytes for kept in data._sizes.values()) <= 12 * IMAGE and (24, 16) in data._sizes

@@ -20,7 +20,7 @@ CASES = [(name, form) for name in TEXTS for form in FORMS] + [(name, form) for n
 @pytest.mark.parametrize(("name", "form"), CASES, ids=str)
 def test_photographs_give_the_same_detections(weights, photographs, tmp_path, name, form):
     exported = export_onnx(weights(name), form, images=photographs)
-    assert exported.check.images == form.batch and exported.check.detections >= 10 * form.batch
+    assert exported.check.images == 3 and exported.check.detections >= 30
     write_onnx(tmp_path / "d.onnx", exported)
     ours, torchs = OnnxPredictor(tmp_path / "d.onnx"), TorchPredictor(weights(name))
     assert ours.classes == torchs.classes == CLASSES and ours.blueprint == torchs.blueprint == parse(TEXTS[name])

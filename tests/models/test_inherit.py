@@ -13,6 +13,7 @@ from fastnas.models.inherit import inherit
 from fastnas.models.start import check_start, start_from
 from fastnas.models.weights import save_state
 from fastnas.spaces import SerialRules, SerialSpace
+from fastnas.spaces.space import same_blocks
 
 PARENT = "64x80/{block}:1-21-2,base=16,stem=3x3,norm={norm}/fpn:16/rpn:20,scale=4/rcnn:16/classes:3"
 
@@ -142,9 +143,9 @@ def test_heads_that_fit_are_taken_along(tmp_path):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        (PARENT.format(block="basic", norm="gn"), "norm1.running_mean has"),
+        (PARENT.format(block="basic", norm="gn"), "backbone.stem.norm1.* has shape"),
         (PARENT.format(block="basic", norm="bn").replace("1-21-2", "1-211-2"), "block3.conv1.weight is missing"),
-        (PARENT.format(block="bottleneck", norm="bn"), "conv1.weight has"),
+        (PARENT.format(block="bottleneck", norm="bn"), "conv1.weight has shape"),
     ],
 )
 def test_another_backbone_is_no_start(tmp_path, text, says):
@@ -152,3 +153,20 @@ def test_another_backbone_is_no_start(tmp_path, text, says):
     save_state(tmp_path / "w.safetensors", build(donor).state_dict(), donor, [])
     with pytest.raises(InputError, match=says):
         check_start(parse(text), tmp_path / "w.safetensors")
+
+
+@torch.no_grad()
+def test_a_deeper_efficientnet_starts_as_its_parent():
+    """Mobile blocks that a stage gets at its end add their input: they start as identities, and the rest keeps its weights."""
+    torch.manual_seed(0)
+    text = "64x96/efficientnet:0.35x{depth}/bifpn:16,repeats=1,levels=3-5/effdet:1,topk=50/classes:3"
+    parent_blueprint, child_blueprint = (parse(text.format(depth=depth)) for depth in ("0.4", "0.9"))
+    parent, child, images = trained(parent_blueprint), build(child_blueprint), torch.randn(1, 3, 64, 96)
+    blocks = same_blocks(parent_blueprint, child_blueprint)
+    new = {block.name for block in expand(child_blueprint).blocks if block.params} - set(blocks)
+    assert len(new) > 3 and all(name.startswith("backbone.stage") for name in new)
+    report = inherit(child, parent.state_dict(), Lineage(0, ("deeper",), blocks))
+    assert not report.mismatched
+    ours, theirs = (detector.eval().dense(images) for detector in (child, parent))
+    for name in (f"head.{part}{level}" for part in ("classes", "boxes") for level in (3, 4, 5)):
+        torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=0)

@@ -5,7 +5,7 @@ import pytest
 from fastnas.blueprint import Lineage, parse
 from fastnas.search.evolution import Evolution
 from fastnas.search.record import FAILED, FINISHED, REJECTED, Record
-from fastnas.spaces import SerialSpace
+from fastnas.spaces import SerialRules, SerialSpace
 from tests.search.fakes import ANCESTOR
 
 SEEDS = range(200)
@@ -43,3 +43,19 @@ def test_parents_with_fewer_children_are_preferred(first, second):
     records += [candidate(id, code, 0.1, 9.0, parent=second) for id, code in enumerate(codes, 2)]
     chosen = parents(records)
     assert chosen.count(first) / len(SEEDS) == pytest.approx(10 / 11, abs=0.07) and set(chosen) == {0, 1}
+
+
+def test_crosses_the_share_of_children_that_the_rules_name():
+    """Once there are two on the front; the child inherits from its parent, and its operations name the other."""
+    records = [candidate(0, "111-2-1", 0.3, 1.0), candidate(1, "1-2-111", 0.5, 2.0, parent=None)]
+    for share in (0.0, 0.4):
+        space = SerialSpace(parse(ANCESTOR), SerialRules(p_cross=share))
+        asked = [Evolution(space, seed).ask(records) for seed in SEEDS]
+        crossed = [(blueprint, lineage) for blueprint, lineage in asked if "cross with" in lineage.operations[0]]
+        assert len(crossed) / len(SEEDS) <= share + 0.1 and bool(crossed) == bool(share)
+        for blueprint, lineage in crossed:
+            assert lineage.operations[0] == f"cross with candidate {1 - lineage.parent}"
+            assert blueprint.backbone.code in ("111-2-111", "1-2-1") and lineage.blocks
+        assert all(len(asked_of) == 2 for asked_of in asked)
+        alone = Evolution(space, 0).ask(records[:1])
+        assert "cross" not in alone[1].operations[0], "one parent has nobody to be crossed with"

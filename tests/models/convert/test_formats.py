@@ -134,9 +134,13 @@ def retinanet() -> RetinaNet:
     body = made(ResNet(BasicBlock, [1, 1, 1, 1]))
     pyramid = _resnet_fpn_extractor(body, 5, returned_layers=[2, 3, 4], extra_blocks=LastLevelP6P7(256, 256))
     peer = RetinaNet(pyramid, num_classes=4, min_size=64, max_size=96)
-    for name, layer in peer.named_modules():
-        if name.endswith(("cls_logits", "bbox_reg")):
-            nn.init.normal_(layer.weight, std=0.3 if name.endswith("cls_logits") else 0.05)
+    classes, boxes = peer.head.classification_head, peer.head.regression_head
+    for layer in (*classes.conv, *boxes.conv):
+        nn.init.kaiming_normal_(layer[0].weight)
+    nn.init.normal_(classes.cls_logits.weight, std=0.02)
+    nn.init.constant_(classes.cls_logits.bias, -3.0)
+    classes.cls_logits.bias.data[::4] = -100.0  # output 0 is no class
+    nn.init.normal_(boxes.bbox_reg.weight, std=0.002)
     return peer.eval()
 
 
