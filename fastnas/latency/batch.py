@@ -24,9 +24,9 @@ from fastnas.spaces.genes import END, Encoded
 
 
 class BatchPricer:
-    """The prices of one space, from the blocks that the oracle's table holds; nothing is measured.
+    """The prices of one space, from the blocks that the oracle's table holds or tells by others; nothing is measured.
 
-    unknown: how many blocks of the space it does not hold. Blueprints with one of them have no price.
+    unknown: how many blocks of the space it does not. Blueprints with one of them have no price.
     """
 
     def __init__(self, oracle: Oracle, space: Encoded):

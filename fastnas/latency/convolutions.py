@@ -16,6 +16,14 @@ def is_depthwise(groups, cin, cout):
     return (groups > 1) & (groups == cin) & (cin == cout)
 
 
+def _columns(key: dict) -> tuple[int, ...]:
+    """All but the milliseconds, from a key."""
+    (_, _, h, w), *added = key["inputs"]
+    stride = key["stride"]
+    conv = key["in_channels"], key["out_channels"], key["kernel"], stride, key["groups"], len(added)
+    return *conv, h * w, -(-h // stride) * -(-w // stride)
+
+
 def grid_ratio(cin, cout):
     """The first axis of a `Grid`, of numbers or arrays."""
     return np.where(np.less(cin, IMAGE), cin, np.divide(cin, cout))
@@ -37,14 +45,13 @@ class Convolutions:
 
     @classmethod
     def read(cls, table: LatencyTable, row: Environment) -> "Convolutions":
-        """All convolutions of one map that an environment holds."""
-        entries, rows = table.matching(row, _KEYS), []
-        for found in json.loads(f"[{','.join(entries)}]"):
-            (_, _, h, w), *added = found["inputs"]
-            stride = found["stride"]
-            row = found["in_channels"], found["out_channels"], found["kernel"], stride, found["groups"], len(added)
-            rows.append((*row, h * w, -(-h // stride) * -(-w // stride)))
-        columns = np.array(rows, float).reshape(-1, 8).T
+        """All convolutions of one map that an environment holds. Raises InputError where an entry is none."""
+        entries = table.matching(row, _KEYS)
+        try:
+            rows = [_columns(found) for found in json.loads(f"[{','.join(entries)}]")]
+            columns = np.array(rows, float).reshape(-1, 8).T
+        except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+            raise table.damaged(f"an entry of a convolution is none ({type(error).__name__}: {error})") from None
         return cls(*columns, np.array(list(entries.values())))
 
     @property

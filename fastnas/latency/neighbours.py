@@ -89,11 +89,11 @@ class Neighbours:
 
 def read_key(key: str) -> tuple[Spec, Shapes] | None:
     """The block whose `Spec.key` this is; None for a kind or a field that this fastnas does not know."""
-    fields = json.loads(key)
-    kind, inputs = KINDS.get(fields.pop("op")), _tuples(fields.pop("inputs"))
     try:
+        fields = json.loads(key)
+        kind, inputs = KINDS.get(fields.pop("op")), tuple(map(tuple, fields.pop("inputs")))
         return kind and (kind(**{name: _tuples(value) for name, value in fields.items()}), inputs)
-    except TypeError:  # a field that is not known, or one is missing
+    except (KeyError, TypeError, ValueError):  # a field that is not known, or one is missing
         return None
 
 

@@ -269,11 +269,15 @@ class Oracle:
         found = self.find(pair)
         if found is not None:
             return found
-        if message := self._failures.get(pair[0].key(pair[1])):
+        if message := self._failure(pair):
             raise Unpriceable(message)
         if not self._measures:
             raise self._lacking(pair)
         return self._measure(pair)
+
+    def _failure(self, pair: Priced) -> str | None:
+        """What the engine said when it could not run this block."""
+        return self._failures.get(pair[0].key(pair[1])) if self._failures else None
 
     def _lacking(self, pair: Priced) -> Lacking:
         spec, shapes = pair
@@ -325,7 +329,7 @@ class Oracle:
     def find(self, pair: Priced) -> Timing | None:
         """What the table holds of a block, else an estimate where it may not be measured; None: nothing, it must be measured."""
         found = self.entry(pair)
-        if found is not None or self._measures or not self._row:
+        if found is not None or self._measures or not self._row or self._failure(pair):
             return found
         if pair not in self._estimated:
             try:

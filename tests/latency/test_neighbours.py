@@ -105,6 +105,7 @@ def test_keys_of_other_versions_are_left_out():
     key = json.loads(spec.key(shapes))
     assert read_key(json.dumps({**key, "op": "from-the-future"})) is None
     assert read_key(json.dumps({**key, "new field": 1})) is None
+    assert read_key('{"op":"residual"}') is None and read_key('{"inputs":[1],"op":"max-pool-level"}') is None
 
 
 class Fake:

@@ -138,3 +138,14 @@ def test_a_table_of_few_layers_prices_only_those(tmp_path):
 def test_intervals_hold_what_they_say(prices):
     found = prices.layer(Conv(48, 48, 3), ((1, 48, 24, 40),))
     assert QUANTILE * found.spread >= abs(found.median_ms / law(48, 24, 40, 48, 3, 1, 0) - 1)
+
+
+@pytest.mark.parametrize("change", [('"kernel":3', '"kernel":"three"'), ('"groups":1,', ""), ('"stride":1', '"stride":0')])
+def test_entries_that_are_no_convolutions_are_named(tmp_path, change):
+    table, description = LatencyTable(tmp_path / "a.db"), {"engine": "test", "precision": "fp16", "imported": {}}
+    row, key = table.add_environment(description, {}), Conv(8, 8, 3).key(((1, 8, 4, 4),))
+    assert change[0] in key
+    table.put(row, key.replace(*change), Timing(0.5, 0.5, 0.0, 1))
+    with pytest.raises(InputError, match="is damaged: an entry of a convolution is none"):
+        OperatorPrices(table, row, description).layer(Conv(8, 8, 3), ((1, 8, 5, 5),))
+    table.close()
