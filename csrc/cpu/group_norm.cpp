@@ -11,6 +11,7 @@
 #include <type_traits>
 
 #include "group_norm_common.h"
+#include "memory.h"
 
 namespace fastnas {
 namespace {
@@ -123,6 +124,7 @@ std::tuple<Tensor, Tensor, Tensor> group_norm_act(
   check_per_channel(bias, "bias", input);
   if (residual) check_like(*residual, "residual", input);
   Tensor out = empty_map(input, input.scalar_type(), shape.channels_last);
+  ask_for_large_pages(out);
   const std::vector<int64_t> groups_of_images{shape.images, groups};
   Tensor mean = torch::stable::new_zeros(input, groups_of_images, sum_type(input));
   Tensor rstd = torch::stable::new_zeros(input, groups_of_images, sum_type(input));

@@ -12,6 +12,7 @@
 #include <type_traits>
 
 #include "group_norm_common.h"
+#include "memory.h"
 
 namespace fastnas {
 namespace {
@@ -143,6 +144,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> group_norm_act_backward(
   std::optional<Tensor> added;
   if (residual) added = residual_for(*residual, input, shape.channels_last);
   GroupGradients results(shape, input, added, wanted);
+  ask_for_large_pages(results.input);
+  ask_for_large_pages(results.residual);
   if (shape.empty()) return results.in_types_of(input, weight, bias, residual);
 
   const Tensor x = in_layout(input, shape.channels_last);

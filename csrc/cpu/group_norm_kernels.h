@@ -19,7 +19,7 @@ constexpr int64_t kTileRows = 64;  // rows that are summed in the type of the el
 template <Activation kAct, typename A>
 FASTNAS_INLINE A activate(A z) {
   if (kAct == Activation::kRelu) return z < A(0) ? A(0) : z;
-  if (kAct == Activation::kSilu) return z / (A(1) + exponential(-z));
+  if (kAct == Activation::kSilu) return z * sigmoid(z);
   return z;
 }
 // grad * act'(z)
@@ -27,8 +27,8 @@ template <Activation kAct, typename A>
 FASTNAS_INLINE A activation_gradient(A grad, A z) {
   if (kAct == Activation::kRelu) return z <= A(0) ? A(0) : grad;
   if (kAct == Activation::kSilu) {
-    const A sigmoid = A(1) / (A(1) + exponential(-z));
-    return grad * sigmoid * (A(1) + z * (A(1) - sigmoid));
+    const A share = sigmoid(z);
+    return grad * share * (A(1) + z * (A(1) - share));
   }
   return grad;
 }

@@ -12,13 +12,10 @@
 #include <tuple>
 #include <vector>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 #include "../geometry.h"
 #include "../roi_checks.h"
 #include "../tensor.h"
+#include "memory.h"
 #include "roi_kernels.h"
 #include "roi_taps.h"
 #include "storage.h"
@@ -185,19 +182,6 @@ Tensor roi_align(const std::vector<Tensor>& features, const Tensor& boxes, int64
   return out;
 }
 
-// Fresh memory of a gradient comes in pages that the kernel clears one fault at a time, which takes longer than all sums into
-// it: 62 MB are 15 thousand faults of 4 KB. Large pages, where the system allows them on request, make a few dozen of them.
-void ask_for_large_pages(void* data, int64_t bytes) {
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-  constexpr uintptr_t kPage = uintptr_t(2) << 20;
-  const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + kPage - 1) / kPage * kPage;
-  const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + static_cast<uintptr_t>(bytes)) / kPage * kPage;
-  if (begin < end) (void)madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // a wish: failing is no harm
-#else
-  (void)data, (void)bytes;
-#endif
-}
-
 // The gradient of one image on one level for a range of channels. Sums are made in place when the storage type can hold
 // them, else in a buffer of fp32 that is rounded once at the end.
 template <typename S>
@@ -309,8 +293,7 @@ std::vector<Tensor> roi_align_backward(
   for (size_t level = 0; level < levels; ++level) {
     gradients.push_back(
         empty_in_layout({batch, grad.size(1), heights[level], widths[level]}, grad.scalar_type(), grad, true));
-    Tensor& gradient = gradients.back();
-    ask_for_large_pages(gradient.mutable_data_ptr(), gradient.numel() * static_cast<int64_t>(gradient.element_size()));
+    ask_for_large_pages(gradients.back());
   }
   with_storage(grad.scalar_type(), "grad", [&](auto storage) {
     using S = decltype(storage);

@@ -74,24 +74,28 @@ FASTNAS_INLINE void narrow(float value, Float16& to) {
   to.bits = static_cast<uint16_t>(result | sign);
 }
 
-// e^x within 2 ulp for float: 2^n by the exponent's bits times a polynomial on [-ln 2 / 2, ln 2 / 2] (a call of libm's would not
-// vectorise). Infinity above 88.4, zero below -87.3, NaN for NaN.
-FASTNAS_INLINE float exponential(float x) {
-  x = x > 89.0f ? 89.0f : x;
-  x = x < -88.0f ? -88.0f : x;
-  const float shifted = x * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: the sum's last bits are the nearest integer
-  const float n = shifted - 12582912.0f;
-  const float r = (x - n * 0.693145752f) - n * 1.42860677e-6f;  // ln 2 in two parts
-  float sum = 1.9875691500e-4f;
-  sum = sum * r + 1.3981999507e-3f;
-  sum = sum * r + 8.3334519073e-3f;
-  sum = sum * r + 4.1665795894e-2f;
-  sum = sum * r + 1.6666665459e-1f;
-  sum = sum * r + 5.0000001201e-1f;
-  sum = sum * (r * r) + r + 1.0f;
-  return sum * as_float((as_bits(shifted) + 127u) << 23);  // 1.5 * 2^23 itself has zeros in the bits that stay
+// 1 / (1 + e^-z) within 2 ulp for float (a call of libm's exp would not vectorise). With e = e^-|z| it is 1 / (1 + e) or, for
+// negative z, e / (1 + e): e is 2^n by the exponent's bits times a polynomial on [-ln 2 / 2, ln 2 / 2], 0 from |z| = 88 on.
+// Bounds and choices are made on the bits as integers: of comparisons of floats GCC makes paths that it computes side by side.
+// NaN gives a number: what multiplies it is NaN too.
+FASTNAS_INLINE float sigmoid(float z) {
+  const int32_t bits = static_cast<int32_t>(as_bits(z)), magnitude = bits & 0x7fffffff;
+  const float x = as_float(static_cast<uint32_t>(magnitude < 0x42b00000 ? magnitude : 0x42b00000));  // |z|, at most 88
+  const float shifted = 12583039.0f - x * 1.44269504f;  // 1.5 * 2^23 + 127: the sum's last bits are the nearest integer + 127
+  const float n = shifted - 12583039.0f;
+  const float q = (x + n * 0.693145752f) + n * 1.42860677e-6f;  // ln 2 in two parts
+  float sum = 1.38144591e-3f;
+  sum = sum * q - 8.36878084e-3f;
+  sum = sum * q + 4.16683927e-2f;
+  sum = sum * q - 1.66665196e-1f;
+  sum = sum * q + 4.9999994e-1f;
+  sum = sum * q - 1.0f;
+  const float e = (sum * q + 1.0f) * as_float(as_bits(shifted) << 23);
+  const uint32_t negative = static_cast<uint32_t>(bits >> 31);
+  const float numerator = as_float((as_bits(e) & negative) | (as_bits(1.0f) & ~negative));
+  return numerator / (1.0f + e);
 }
-FASTNAS_INLINE double exponential(double x) { return std::exp(x); }
+FASTNAS_INLINE double sigmoid(double z) { return 1 / (1 + std::exp(-z)); }
 
 // What a type is summed in.
 template <typename S>

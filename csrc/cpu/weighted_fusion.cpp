@@ -177,7 +177,7 @@ Tensor weighted_fusion(const std::vector<Tensor>& inputs, const std::optional<Te
                        const std::string& padding, double eps) {
   const FusionNode node(inputs, weights, size, method, activation, padding, eps);
   Tensor out = node.empty_map(node.height, node.width);
-  prefer_huge_pages(out);
+  ask_for_large_pages(out);
   if (node.is_empty()) return out;
   with_storage(node.type, "inputs", [&](auto storage) { forward<decltype(storage)>(node, out); });
   return out;
@@ -192,7 +192,7 @@ std::vector<Tensor> weighted_fusion_backward(
   std::vector<Tensor> gradients;
   for (int i = 0; i < node.count(); ++i) {
     gradients.push_back(node.empty_map(node.edges[i].height, node.edges[i].width));
-    prefer_huge_pages(gradients.back());
+    ask_for_large_pages(gradients.back());
   }
   std::array<double, kMostInputs> dots{};
   if (!node.is_empty()) {
