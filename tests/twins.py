@@ -8,7 +8,7 @@ from torchvision.models.detection import fasterrcnn_resnet50_fpn, retinanet_resn
 
 from fastnas.blueprint import PRESETS
 from fastnas.models import build
-from fastnas.models.convert_effdet import convert_effdet
+from fastnas.models.convert import convert
 
 RETINANET = {"head.classes.": "classification_head.", "head.boxes.": "regression_head."}
 
@@ -89,8 +89,8 @@ def efficientdet_twins(name: str, size: tuple[int, int], classes: int = 90):
     calibrate(peer, size)
     published = PRESETS[name.removeprefix("tf_").replace("_", "-")]
     ours = build(published.replace(input=size, classes=classes))
-    done = convert_effdet(peer.state_dict(), ours)
-    assert not (done.missing or done.unused or done.mismatched)
+    done = convert(peer.state_dict(), ours)
+    assert not (done.left or done.unused)
     ours.load_state_dict(done.state)
     return ours.eval(), peer.eval()
 

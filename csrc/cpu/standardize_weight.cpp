@@ -9,6 +9,7 @@
 
 #include "../standardize_weight.h"
 #include "../standardize_weight_call.h"
+#include "memory.h"
 #include "standardize_weight_kernels.h"
 #include "storage.h"
 
@@ -17,7 +18,8 @@ namespace {
 
 using namespace standardize;
 
-constexpr int64_t kTaskElements = 1 << 15;  // 128 KB of fp32, some tens of microseconds
+constexpr int64_t kTaskElements = 1 << 15;    // 128 KB of fp32, some tens of microseconds
+constexpr int64_t kStreamedBytes = 16 << 20;  // several times the second cache of a core
 
 // (stored as, computed in); the second is fp64 where any tensor of the call is.
 #define FASTNAS_FOR_TYPES(CASE) CASE(float, float) CASE(BFloat16, float) CASE(Float16, float) \
@@ -38,7 +40,7 @@ struct Task {
   int64_t first, last;  // rows
 };
 
-// body(layer, row, scratch of two rows) for every row of every layer.
+// body(layer, row, scratch of three rows) for every row of every layer.
 template <typename A, typename Body>
 void for_each_row(const std::vector<Filters>& filters, const Body& body) {
   std::vector<Task> tasks;
@@ -53,10 +55,11 @@ void for_each_row(const std::vector<Filters>& filters, const Body& body) {
     }
   }
   torch::stable::parallel_for(0, static_cast<int64_t>(tasks.size()), 1, [&](int64_t begin, int64_t end) {
-    std::vector<A> scratch(2 * largest);
+    std::vector<A> scratch(3 * largest);
     for (int64_t t = begin; t < end; ++t) {
       for (int64_t row = tasks[t].first; row < tasks[t].last; ++row) body(tasks[t].layer, row, scratch.data());
     }
+    end_streaming();
   });
 }
 
@@ -91,6 +94,14 @@ const A* load_row(const Filters& layer, const Rows<const S>& rows, int64_t row, 
   return scratch;
 }
 
+// Whether results of so many bytes go past the caches.
+template <typename T>
+bool are_streamed(const std::vector<Filters>& filters) {
+  int64_t numbers = 0;
+  for (const Filters& layer : filters) numbers += layer.rows * layer.size();
+  return numbers * static_cast<int64_t>(sizeof(T)) >= kStreamedBytes;
+}
+
 // mean, rstd and pull of every row of every layer
 template <typename A>
 struct StatsRows {
@@ -117,6 +128,7 @@ void forward(const std::vector<Filters>& filters, A eps, bool unbiased, std::vec
     const A* gain = filters[l].has_gain ? static_cast<const A*>(filters[l].gain.const_data_ptr()) : nullptr;
     layers.push_back({rows_of<S>(filters[l].weight), rows_to<T>(outs[l], filters[l]), gain});
   }
+  const bool streamed = are_streamed<T>(filters);
   for_each_row<A>(filters, [&](size_t l, int64_t row, A* scratch) {
     const Filters& shape = filters[l];
     const Layer& layer = layers[l];
@@ -126,7 +138,9 @@ void forward(const std::vector<Filters>& filters, A eps, bool unbiased, std::vec
     const FilterStats<A> of_row = filter_stats(job.mean, job.squares, shape.size(), eps, unbiased);
     stats_rows.set(shape.first_row + row, of_row);
     const A factor = static_cast<A>(shape.scale) * (layer.gain ? layer.gain[row] : A(1));
-    write(WriteJob<A, T>{values, shape.size(), of_row.mean, of_row.rstd * factor, layer.out.row(row)});
+    T* out = streamed ? reinterpret_cast<T*>(scratch + shape.size()) : layer.out.row(row);
+    write(WriteJob<A, T>{values, shape.size(), of_row.mean, of_row.rstd * factor, out});
+    if (streamed) stream(out, layer.out.row(row), shape.size() * sizeof(T));
   });
 }
 
@@ -148,6 +162,7 @@ void backward(const std::vector<Filters>& filters, const std::vector<Tensor>& gr
                       shape.has_gain ? static_cast<const A*>(shape.gain.const_data_ptr()) : nullptr,
                       shape.has_gain ? static_cast<A*>(gain_grads[l].mutable_data_ptr()) : nullptr});
   }
+  const bool streamed = are_streamed<S>(filters);
   for_each_row<A>(filters, [&](size_t l, int64_t row, A* scratch) {
     const Filters& shape = filters[l];
     const Layer& layer = layers[l];
@@ -162,8 +177,9 @@ void backward(const std::vector<Filters>& filters, const std::vector<Tensor>& gr
     if (layer.gain) layer.gain_grad[row] = scale * with_what;
     const FilterGradient<A> slopes =
         filter_gradient(of_row, scale * (layer.gain ? layer.gain[row] : A(1)), job.grad_sum, with_what, size);
-    spread(SpreadJob<A, S>{values, grad, size, of_row.mean, slopes.grad_slope, slopes.weight_slope, slopes.offset,
-                           layer.weight_grad.row(row)});
+    S* out = streamed ? reinterpret_cast<S*>(scratch + 2 * size) : layer.weight_grad.row(row);
+    spread(SpreadJob<A, S>{values, grad, size, of_row.mean, slopes.grad_slope, slopes.weight_slope, slopes.offset, out});
+    if (streamed) stream(out, layer.weight_grad.row(row), size * sizeof(S));
   });
 }
 

@@ -83,13 +83,14 @@ struct Lanes {
   }
 };
 
-// Sum of term(i) over i = 0 .. count
-template <typename A, typename Term>
-FASTNAS_INLINE A sum_lanes(int64_t count, const Term& term) {
+// Sum of term(i) over i = 0 .. count; before(i) before each full set of lanes
+template <typename A, typename Term, typename Before>
+FASTNAS_INLINE A sum_lanes(int64_t count, const Term& term, const Before& before) {
   constexpr int64_t kCount = Lanes<A>::kCount;
   Lanes<A> lanes;
   int64_t i = 0;
   for (; i + kCount <= count; i += kCount) {
+    before(i);
     for (int64_t j = 0; j < kCount; ++j) lanes.lane[j] += term(i + j);
   }
   for (; i < count; ++i) lanes.rest += term(i);
@@ -103,14 +104,25 @@ struct MomentsJob {
   A mean, squares;  // results: mean and sum of squared deviations from it
 };
 
+// The lines that hold [i, i + count) of the filter behind this one, which lies there in memory. Without it memory idles during
+// the passes that work from the cache (measured: a tenth of the forward pass of all layers of a ResNet-50).
+template <typename A>
+FASTNAS_INLINE void fetch_next(const A* row, int64_t size, int64_t i, int64_t count) {
+  for (int64_t j = 0; j < count; j += 64 / static_cast<int64_t>(sizeof(A))) __builtin_prefetch(row + size + i + j);
+}
+
 template <typename A>
 FASTNAS_INLINE void moments_body(MomentsJob<A>& job) {
   const A* __restrict row = job.row;
-  const A mean = sum_lanes<A>(job.count, [row](int64_t i) { return row[i]; }) / static_cast<A>(job.count);
-  job.squares = sum_lanes<A>(job.count, [row, mean](int64_t i) {
-    const A distance = row[i] - mean;
-    return distance * distance;
-  });
+  const int64_t count = job.count;
+  const A mean = sum_lanes<A>(count, [row](int64_t i) { return row[i]; }, [](int64_t) {}) / static_cast<A>(count);
+  job.squares = sum_lanes<A>(
+      count,
+      [row, mean](int64_t i) {
+        const A distance = row[i] - mean;
+        return distance * distance;
+      },
+      [row, count](int64_t i) { fetch_next(row, count, i, Lanes<A>::kCount); });
   job.mean = mean;
 }
 
@@ -171,13 +183,24 @@ struct SpreadJob {
 };
 
 template <typename A, typename T>
+FASTNAS_INLINE void spread_one(const SpreadJob<A, T>& job, const A* __restrict row, const A* __restrict grad, T* __restrict out) {
+  narrow_to(job.grad_slope * *grad + (job.weight_slope * (*row - job.mean) + job.offset), *out);
+}
+
+template <typename A, typename T>
 FASTNAS_INLINE void spread_body(const SpreadJob<A, T>& job) {
   const A* __restrict row = job.row;
   const A* __restrict grad = job.grad;
   T* __restrict out = job.out;
-  for (int64_t i = 0; i < job.count; ++i) {
-    narrow_to(job.grad_slope * grad[i] + (job.weight_slope * (row[i] - job.mean) + job.offset), out[i]);
+  constexpr int64_t kCount = Lanes<A>::kCount;
+  int64_t i = 0;
+  for (; i + kCount <= job.count; i += kCount) {
+    fetch_next(row, job.count, i, kCount);
+    fetch_next(grad, job.count, i, kCount);
+    FASTNAS_INDEPENDENT
+    for (int64_t j = 0; j < kCount; ++j) spread_one(job, row + i + j, grad + i + j, out + i + j);
   }
+  for (; i < job.count; ++i) spread_one(job, row + i, grad + i, out + i);
 }
 
 }  // namespace fastnas::standardize

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "../fusion_node.h"
+#include "memory.h"
 #include "storage.h"
 #include "weighted_fusion_bands.h"
 
@@ -105,9 +106,11 @@ template <typename S>
 struct Scratch {
   std::vector<S> rows[kMostInputs];
   std::vector<int32_t> places[kMostInputs];
-  std::vector<accumulator_t<S>> dz;
+  std::vector<accumulator_t<S>> dz, lines;
 
   void lend_rows(BandJob<S>& job, int64_t numbers) {
+    if (job.inner == 1) lines.resize(pool_lines(job.row));
+    job.lines = lines.data();
     for (int i = 0; i < job.count; ++i) {
       if (job.edges[i].resample == Resample::kSame) continue;
       rows[i].resize(numbers);
@@ -116,12 +119,12 @@ struct Scratch {
   }
   void lend_all(BandJob<S>& job, int64_t numbers) {
     lend_rows(job, numbers);
-    dz.resize(numbers);
-    job.dz = dz.data();
+    dz.resize(numbers + 1);
+    job.dz = dz.data() + 1;
     for (int i = 0; i < job.count; ++i) {
       if (job.edges[i].resample != Resample::kDown) continue;
-      places[i].resize(numbers);
-      job.edges[i].places = places[i].data();
+      places[i].resize(numbers + 1);
+      job.edges[i].places = places[i].data() + 1;
     }
   }
 };
@@ -174,6 +177,7 @@ Tensor weighted_fusion(const std::vector<Tensor>& inputs, const std::optional<Te
                        const std::string& padding, double eps) {
   const FusionNode node(inputs, weights, size, method, activation, padding, eps);
   Tensor out = node.empty_map(node.height, node.width);
+  prefer_huge_pages(out);
   if (node.is_empty()) return out;
   with_storage(node.type, "inputs", [&](auto storage) { forward<decltype(storage)>(node, out); });
   return out;
@@ -186,7 +190,10 @@ std::vector<Tensor> weighted_fusion_backward(
   const FusionNode node(inputs, weights, size, method, activation, padding, eps);
   const Tensor dense = node.dense_gradient(grad);
   std::vector<Tensor> gradients;
-  for (int i = 0; i < node.count(); ++i) gradients.push_back(node.empty_map(node.edges[i].height, node.edges[i].width));
+  for (int i = 0; i < node.count(); ++i) {
+    gradients.push_back(node.empty_map(node.edges[i].height, node.edges[i].width));
+    prefer_huge_pages(gradients.back());
+  }
   std::array<double, kMostInputs> dots{};
   if (!node.is_empty()) {
     with_storage(node.type, "grad", [&](auto storage) { dots = backward<decltype(storage)>(node, dense, gradients); });

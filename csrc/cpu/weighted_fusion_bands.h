@@ -23,7 +23,7 @@ struct EdgeJob {
   const S* map;                  // the input's image
   S* buffer;                     // rows at the node's size; not used by Resample::kSame
   S* gradient;                   // the image of the input's gradient (backward)
-  int32_t* places;               // of the maxima, laid out like `dz` (backward, Resample::kDown)
+  int32_t* places;               // of the maxima, laid out like `dz` (backward, Resample::kDown); places[-1] can be read
 };
 
 template <typename S>
@@ -34,11 +34,12 @@ struct BandJob {
   int64_t inner;                 // numbers of a cell
   int64_t row;                   // numbers of a row of the node
   int32_t from, to;              // the rows of this band
+  accumulator_t<S>* lines;       // scratch of pool_lines(windows) numbers where a cell is one number
   S* out;                        // the node's image (forward)
 
   const S* grad;                 // gradient of the node's image (backward)
   int32_t reach_from, reach_to;  // the rows whose dz the band needs to bring gradients back: from - 1 to to + 2 at most
-  accumulator_t<S>* dz;          // [reach_to - reach_from, row]
+  accumulator_t<S>* dz;          // [reach_to - reach_from, row]; dz[-1] can be read
   bool weighted;                 // whether `dots` are wanted
   double* dots;                  // <dz, input at the node's size> over the band's own rows, one for each input
 };
@@ -57,7 +58,7 @@ FASTNAS_INLINE void bring_to_size(const BandJob<S>& job, int32_t from, int32_t t
         up_row(edge.map + edge.up_rows.source(y) * edge.row, edge.up_cols, job.inner, target);
       } else if (edge.resample == Resample::kDown) {
         int32_t* places = kPlaces ? edge.places + (y - from) * job.row : nullptr;
-        down_row<kPlaces>(edge.map, edge.pool_rows, edge.pool_cols, y, job.inner, target, places);
+        down_row<kPlaces>(edge.map, edge.pool_rows, edge.pool_cols, y, job.inner, job.lines, target, places);
       }
     }
   }
@@ -139,7 +140,7 @@ FASTNAS_INLINE void forward_band(const BandJob<S>& job) {
       if (edge.resample == Resample::kSame) rows[i] = edge.map + y * job.row;
       if (edge.resample == Resample::kUp) rows[i] = edge.map + edge.up_rows.source(y) * edge.row;
       if (edge.resample == Resample::kDown) {
-        down_row<false>(edge.map, edge.pool_rows, edge.pool_cols, y, job.inner, edge.buffer, nullptr);
+        down_row<false>(edge.map, edge.pool_rows, edge.pool_cols, y, job.inner, job.lines, edge.buffer, nullptr);
         rows[i] = edge.buffer;
       }
     }

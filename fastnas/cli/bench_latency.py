@@ -8,7 +8,7 @@ import click
 
 from fastnas.blueprint import Blueprint, expand, load, parse
 from fastnas.cli.main import common_options
-from fastnas.errors import InputError
+from fastnas.errors import FastnasError, InputError
 
 QUERIES, BATCH = 2000, 10_000
 PER_SPACE = 36  # networks that are compared, where the number is not given
@@ -25,14 +25,17 @@ PER_SPACE = 36  # networks that are compared, where the number is not given
 )
 @click.option("--operators/--no-operators", default=True, help="Measure single layers too: the baseline of other tools.")
 @click.option("--engine", metavar="NAME[:PRECISION]", default="onnxruntime", show_default=True, help="What measures.")
+@click.option("--device", metavar="NAME", help="A device that the table knows, e.g. v100 (default: this one, or its only one).")
 @click.option("--table", metavar="FILE", type=click.Path(), help="Latency table to fill (default: the user's).")
 @common_options
-def command(blueprints, space, config, networks, calibrate, operators, engine, table, as_json):
+def command(blueprints, space, config, networks, calibrate, operators, engine, device, table, as_json):
     """Measure the blocks of BLUEPRINTs (or of networks sampled from a space) that the latency table lacks.
 
     With a space, times some of the sampled networks whole and calibrates the table with them. Then times all others whole, twice,
     and prints predicted beside measured. Whatever was measured is stored at once: after Ctrl-C the next call goes on where this
     one stopped. A BLUEPRINT is a preset name, a one-line form, or a .json or .yaml file.
+
+    On a device that is not here and that the table knows, nothing is measured: prints the prices alone.
     """
     from fastnas.latency import Oracle
 
@@ -41,13 +44,19 @@ def command(blueprints, space, config, networks, calibrate, operators, engine, t
     chosen = [load(blueprint)[1] for blueprint in blueprints]
     spaces = _spaces(space or "all", config)
     sampled = bool(space or not blueprints)
-    with Oracle.open(table, engine) as oracle:
+    with Oracle.open(table, engine, device=device) as oracle:
+        if not oracle.runs_here:
+            result = _absent(oracle, spaces, chosen + (_samples(spaces, networks or PER_SPACE) if sampled else []))
+            if not as_json:
+                _print_prices(result, oracle, chosen)
+            return result
         note, start = _Progress(), time.monotonic()
         if oracle.note:
             note.end(oracle.note)
         held_out = _held_out(oracle, note, spaces, networks or PER_SPACE * len(spaces), calibrate) if sampled else []
         together = list(dict.fromkeys([*chosen, *held_out]))
         _fill(oracle, note, together)
+        together = _priceable(oracle, note, together)
         seconds = time.monotonic() - start
         result = {**_bench(oracle, note, together, operators and sampled), **_query_times(oracle, spaces, together)}
         result["table_seconds"] = seconds
@@ -112,6 +121,20 @@ def _fill(oracle, note: "_Progress", blueprints: list[Blueprint]) -> None:
     note.end(f"{measured} blocks measured, {oracle.entries()} in {oracle.table.path}")
 
 
+def _priceable(oracle, note: "_Progress", blueprints: list[Blueprint]) -> list[Blueprint]:
+    """Without those that the engine cannot run."""
+    found = oracle.priceable(blueprints)
+    if len(found) < len(blueprints):
+        first = next(b for b in blueprints if b not in found)
+        try:
+            oracle(first)
+        except FastnasError as error:
+            note.end(f"{len(blueprints) - len(found)} networks are left out: {error}")
+            if not found:
+                raise
+    return found
+
+
 def _bench(oracle, note: "_Progress", blueprints: list[Blueprint], operators: bool) -> dict:
     from fastnas.latency import proof
 
@@ -136,6 +159,29 @@ def _bench(oracle, note: "_Progress", blueprints: list[Blueprint], operators: bo
         "blocks": [{"network": b.text, **row.to_dict()} for b in blueprints for row in oracle.blocks(b)],
         "accuracy": proof.figures(oracle, blueprints, whole, sums),
         "whole_network_ms": 1e3 * whole.seconds,
+    }  # fmt: skip
+
+
+def _absent(oracle, spaces: list, blueprints: list[Blueprint]) -> dict:
+    """Prices on a device that is not here: nothing is measured and nothing compared."""
+    from fastnas.latency import proof
+
+    blueprints = list(dict.fromkeys(blueprints))
+    prices = [oracle(blueprint) for blueprint in blueprints]
+    return {
+        "environment": oracle.environment,
+        "entries": oracle.entries(),
+        "networks": [
+            {
+                "text": b.text, "measured_ms": None, "predicted_ms": p.predicted, "low_ms": p.low, "high_ms": p.high,
+                "interpolated": p.interpolated, "modelled": p.modelled, "macs": expand(b).macs,
+            }
+            for b, p in zip(blueprints, prices, strict=True)
+        ],
+        "blocks": [{"network": b.text, **row.to_dict()} for b in blueprints for row in oracle.blocks(b)],
+        "accuracy": dict.fromkeys(proof.FIGURES) | {"n": 0, "calibration_networks": 0},
+        **_query_times(oracle, spaces, blueprints),
+        "whole_network_ms": None,
     }  # fmt: skip
 
 
@@ -189,14 +235,29 @@ class _Progress:
         print(f"\r\x1b[K{text}" if self._live else text, file=sys.stderr, flush=True)
 
 
-def _print(result: dict, oracle, blueprints: list[Blueprint]) -> None:
-    environment, accuracy = result["environment"], result["accuracy"]
+def _print_prices(result: dict, oracle, blueprints: list[Blueprint]) -> None:
+    _print_blocks(result, oracle, blueprints)
+    click.echo(f"\n{'predicted':>9}  {'interval':19} {'interpolated':>12} {'modelled':>9}  network")
+    for row in result["networks"]:
+        interval = f"{row['low_ms']:.2f} to {row['high_ms']:.2f}"
+        shares = f"{100 * row['interpolated']:10.0f} % {100 * row['modelled']:7.0f} %"
+        click.echo(f"{row['predicted_ms']:9.2f}  {interval:19} {shares}  {row['text']}")
+    click.echo(f"\n{result['environment']['device']} is not here: nothing was measured")
+
+
+def _print_blocks(result: dict, oracle, blueprints: list[Blueprint]) -> None:
+    environment = result["environment"]
     engine = f"{environment['engine']} {environment['version']} {environment['precision']}, {environment['threads']} thread"
     click.echo(f"{engine} on {environment['device']}; {result['entries']} blocks in {oracle.table.path}")
     for blueprint in blueprints:
         click.echo(f"\n{blueprint.text}\n{'block':28} {'uses':>4} {'ms':>9}")
         for row in oracle.blocks(blueprint):
             click.echo(f"{row.name:28} {row.count:4} {row.ms:9.3f}")
+
+
+def _print(result: dict, oracle, blueprints: list[Blueprint]) -> None:
+    accuracy = result["accuracy"]
+    _print_blocks(result, oracle, blueprints)
     click.echo(f"\n{'measured':>9} {'predicted':>9} {'error':>7}  {'interval':19}  network")
     for row in result["networks"]:
         error = 100 * (row["predicted_ms"] / row["measured_ms"] - 1)

@@ -15,6 +15,7 @@ from fastnas.search.config import SPACES
 @click.option("--config", metavar="FILE", type=click.Path(), help="YAML configuration (see configs/ in the source).")
 @click.option("--set", "changes", metavar="KEY=VALUE", multiple=True, help="Change one key, e.g. train.lr=0.002.")
 @click.option("--data", metavar="DIR", type=click.Path(), help="COCO-format data, see above; none: a generated set.")
+@click.option("--init", metavar="FILE", type=click.Path(), help="Weights with the ancestor's backbone, e.g. of fastnas convert.")
 @click.option("--engine", metavar="NAME[:PRECISION]", help="What measures latency (default: onnxruntime, one CPU thread).")
 @click.option("--device", metavar="NAME", help="A device that the table knows, e.g. v100 (default: this one, or its only one).")
 @click.option("--max-latency", metavar="MS", type=click.FloatRange(min=0, min_open=True), help="Reject slower candidates.")
@@ -25,7 +26,9 @@ from fastnas.search.config import SPACES
 @click.option("--resume", is_flag=True, help="Go on with the study in --out; finished candidates are not repeated.")
 @click.option("--seed", type=click.IntRange(min=0), help="Seed of the search, the trainings and the generated data order.")
 @common_options
-def command(space, config, changes, data, engine, device, max_latency, table, candidates, workers, out, resume, seed, as_json):
+def command(
+    space, config, changes, data, init, engine, device, max_latency, table, candidates, workers, out, resume, seed, as_json
+):  # fmt: skip
     """Search SPACE; ends with the Pareto table, pareto.json and report.html.
 
     Your data: a folder with annotations/instances_train.json and annotations/instances_val.json in COCO format (images, annotations
@@ -42,6 +45,7 @@ def command(space, config, changes, data, engine, device, max_latency, table, ca
         raise InputError("--resume needs --out: the folder of the study to go on with")
     options = {
         "data.root": data,
+        "init": init,
         "engine": engine,
         "device": device,
         "limits.latency_ms": max_latency,

@@ -78,7 +78,7 @@ def _model(detector: Detector, outputs: Sequence[str], form: Form) -> onnx.Model
 
 def _check(detector: Detector, model: onnx.ModelProto, description: Description, form: Form, files: Sequence[Path | str]) -> Check:
     """Runs the model itself, and where it ends in detections also the part that makes maps."""
-    images = check_images(description.blueprint, form.batch or 2, files)
+    images = check_images(description.blueprint, max(form.batch or 2, len(files)), files)
     names = map_outputs(detector.network)
     found = OnnxPredictor(model.SerializeToString()).find(images)
     maps = _model(detector, names, form)

@@ -91,9 +91,10 @@ def read_key(key: str) -> tuple[Spec, Shapes] | None:
     """The block whose `Spec.key` this is; None for a kind or a field that this fastnas does not know."""
     fields = json.loads(key)
     kind, inputs = KINDS.get(fields.pop("op")), _tuples(fields.pop("inputs"))
-    if kind is None or {field.name for field in dataclasses.fields(kind)} != fields.keys():
+    try:
+        return kind and (kind(**{name: _tuples(value) for name, value in fields.items()}), inputs)
+    except TypeError:  # a field that is not known, or one is missing
         return None
-    return kind(**{name: _tuples(value) for name, value in fields.items()}), inputs
 
 
 def _family(spec: Spec, inputs: Shapes) -> tuple:

@@ -22,7 +22,7 @@ from fastnas.blueprint.expand import Network, expand
 from fastnas.errors import FastnasError, InputError
 from fastnas.latency.calibration import MOST, TOO_FAR, Calibration, Parts, calibration_of, informative, parts_of
 from fastnas.latency.engines import Engine, Runner, cannot_run, open_engine
-from fastnas.latency.estimate import SHARES, Estimate
+from fastnas.latency.estimate import QUANTILE, SHARES, Estimate
 from fastnas.latency.neighbours import Neighbours
 from fastnas.latency.operators import OperatorPrices
 from fastnas.latency.price import BlockPrice, Lacking, Price, Unpriceable
@@ -137,6 +137,11 @@ class Oracle:
                 measured += 1
         return measured
 
+    def priceable(self, blueprints: Iterable[Blueprint]) -> list[Blueprint]:
+        """Those without a block that the engine is known to fail at."""
+        failing = set(self._failures)
+        return [b for b in blueprints if not failing or failing.isdisjoint(spec.key(s) for spec, s in expand(b).prices())]
+
     @property
     def calibration(self) -> Calibration | None:
         """The fit to the networks that the table holds, as far as their blocks are known; None: too few of them.
@@ -182,6 +187,7 @@ class Oracle:
         Fills in missing blocks first. `progress(done, total)` is called before each group of networks.
         """
         self.fill(blueprints)
+        blueprints = self.priceable(blueprints)
         chosen = [blueprints[index] for index in informative([self.parts(b) for b in blueprints], most)]
         for index in range(0, len(chosen), _TOGETHER):
             group = chosen[index : index + _TOGETHER]
@@ -241,16 +247,18 @@ class Oracle:
     def _price(self, network: Network) -> Price:
         blocks = [(self._timing(pair), uses) for pair, uses in network.prices().items()]
         total = sum(uses * timing.median_ms for timing, uses in blocks)
-        guessed = [(timing, uses * timing.median_ms) for timing, uses in blocks if isinstance(timing, Estimate)]
-        doubt, interpolated, modelled = (sum(ms * getattr(timing, what) for timing, ms in guessed) / total for what in SHARES)
-        margin = max(2 * math.sqrt(_variance(blocks)) / total, self._floor) + doubt
-        predicted, low, high = total, total * max(0.0, 1 - margin), total * (1 + margin)
+        guessed = [(timing, uses) for timing, uses in blocks if isinstance(timing, Estimate)]
+        doubt, interpolated, modelled = (
+            sum(uses * timing.median_ms * getattr(timing, what) for timing, uses in guessed) / total for what in SHARES
+        )
         if calibration := self.usable_calibration:
             predicted, low, high = calibration(parts_of(network, self._timing))
-            if guessed:  # what the calibration was made of was measured: what was not widens its interval
-                margin = 2 * math.sqrt(_variance((timing, ms / timing.median_ms) for timing, ms in guessed)) / total + doubt
-                low, high = max(0.0, low - margin * predicted), high + margin * predicted
-        return Price(self.engine.name, predicted, low, high, interpolated, modelled)
+        else:
+            margin = max(2 * math.sqrt(_variance(block for block in blocks if block not in guessed)), self._floor * total)
+            predicted, low, high = total, total - margin, total + margin
+        # What was not measured is beyond that: it widens the interval.
+        wider = predicted * (QUANTILE * math.sqrt(_variance(guessed)) / total + doubt)
+        return Price(self.engine.name, predicted, max(0.0, low - wider), high + wider, interpolated, modelled)
 
     @property
     def _floor(self) -> float:

@@ -29,7 +29,7 @@ class Price:
 
     @property
     def measured(self) -> float:
-        return max(0.0, 1.0 - self.interpolated - self.modelled)
+        return max(0.0, round(1.0 - self.interpolated - self.modelled, 12))
 
     def to_dict(self) -> dict:
         return {**asdict(self), "measured": self.measured}

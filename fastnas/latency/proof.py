@@ -19,6 +19,11 @@ from fastnas.latency.oracle import Oracle
 
 TOGETHER = 8  # networks in memory at the same time, timed in interleaved rounds
 SPLITS = 200
+FIGURES = (  # of `figures`
+    "n", "mape", "within_5", "within_10", "kendall_tau", "interval_coverage", "split_coverage", "calibration_networks",
+    "repeat_mape", "repeat_median", "repeat_p90", "macs_mape", "macs_kendall_tau",
+    "operators_mape", "operators_scaled_mape", "operators_kendall_tau", "sum_mape", "sum_kendall_tau",
+)  # fmt: skip
 
 Progress = Callable[[int, int], None]  # done, total
 

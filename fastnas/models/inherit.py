@@ -38,6 +38,7 @@ class Inherited:
 def inherit(child: Detector, parent: dict[str, Tensor], lineage: Lineage) -> Inherited:
     """Copies the parent's state dict into `child` along `lineage.blocks`. Raises FastnasError if nothing fits."""
     report = Inherited()
+    pyramid = any(isinstance(module, FpnLevel) and name in lineage.blocks for name, module in child.blocks.items())
     for name, module in child.blocks.items():
         origin = lineage.blocks.get(name)
         missing = 0
@@ -53,14 +54,14 @@ def inherit(child: Detector, parent: dict[str, Tensor], lineage: Lineage) -> Inh
                 report.copied.append(full)
                 continue
             missing += not key.startswith("downsample.")
-        _quieten(module, new=origin is None, incomplete=missing > 0)
+        _quieten(module, new=pyramid and origin is None, incomplete=missing > 0)
     if not report.copied:
         raise FastnasError(f"no weight of candidate {lineage.parent} fits its child: the weights belong to another network")
     return report
 
 
 def _quieten(module: nn.Module, new: bool, incomplete: bool) -> None:
-    """Lets a block that could not be inherited whole start without disturbing the rest."""
+    """Lets a block that could not be inherited whole start without disturbing the rest. new: a new level of a known pyramid."""
     if incomplete and (isinstance(module, Residual) or isinstance(module, MobileBlock) and module.adds):
         nn.init.zeros_(module.last_norm.weight)
         nn.init.zeros_(module.last_norm.bias)

@@ -1,6 +1,7 @@
 """Weights files: safetensors that name the blueprint and the classes they belong to."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import safetensors
@@ -16,9 +17,17 @@ from fastnas.models.detector import Detector
 
 def save_weights(path: Path, model: nn.Module, blueprint: Blueprint, classes: list[str]) -> None:
     """Writes the state dict of `model` atomically."""
-    tensors = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
+    save_state(path, model.state_dict(), blueprint, classes)
+
+
+def save_state(path: Path | str, state: Mapping[str, Tensor], blueprint: Blueprint, classes: list[str]) -> None:
+    """Writes tensors of a detector, all or some, atomically. Raises InputError where there is no such folder."""
+    tensors = {name: tensor.detach().contiguous() for name, tensor in state.items()}
     metadata = {"format": "fastnas", "blueprint": blueprint.text, "classes": json.dumps(classes)}
-    write_atomic(path, safetensors.torch.save(tensors, metadata))
+    try:
+        write_atomic(path, safetensors.torch.save(tensors, metadata))
+    except FileNotFoundError:
+        raise InputError(f"no folder {Path(path).parent}: make it, or name another --out") from None
 
 
 def load_detector(path: Path | str, blueprint: Blueprint | None = None) -> tuple[Detector, list[str]]:

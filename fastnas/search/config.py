@@ -18,6 +18,7 @@ SPACES = tuple(LEVELS)
 MAX_SEED = 2**31 - 1
 MAX_ERRORS = 10  # in one message
 Rules = TypeVar("Rules")
+S = TypeVar("S", bound=Section)
 
 
 class Limits(Section):
@@ -66,6 +67,7 @@ class SearchConfig(Section, Generic[Rules]):
     seed: int = Field(0, ge=0, le=MAX_SEED)
     candidates: int = Field(8, ge=1, le=1_000_000)  # trained ones, the ancestor among them
     ancestor: str  # a blueprint in one line; its `classes` are replaced by those of the data
+    init: str | None = None  # weights file whose backbone is the ancestor's, which starts from it; none: fresh weights
     rules: Rules
     limits: Limits = Limits()
     data: Data = Data()
@@ -130,8 +132,13 @@ def check_config(data: dict[str, Any], name: str = "config") -> SearchConfig:
     if filled["level"] not in levels:
         known = ", ".join(levels) or f"for the spaces {', '.join(SPACES)}"
         raise InputError(f"{name}: unknown level {show(filled['level'])} of the space {show(data.get('space'))} (known: {known})")
+    return check_section(CONFIGS[filled["space"], filled["level"]], filled, name)
+
+
+def check_section(kind: type[S], data: dict[str, Any], name: str) -> S:
+    """`data` as a section of this kind. Raises InputError naming the wrong keys on one line."""
     try:
-        return CONFIGS[filled["space"], filled["level"]].model_validate(filled)
+        return kind.model_validate(data)
     except ValidationError as error:
         found = error.errors(include_url=False, include_context=False, include_input=False)
         lines = [f"{_place(e['loc'])}: {one_line(e['msg'].removeprefix('Value error, '), 200)}" for e in found[:MAX_ERRORS]]

@@ -119,7 +119,8 @@ class Driver:
             origin = self.study.verified_weights(parent.id) if parent else None
             epochs = self.config.epochs.child if parent else self.config.epochs.ancestor
             folder, lineage = self.study.start(record.id), record.lineage if parent else None
-            jobs.append(Job(record.blueprint, folder, SEARCH_WEIGHTS, "search", epochs, self._seed(record), origin, lineage))
+            init = Path(self.config.init) if self.config.init and not parent else None
+            jobs.append(Job(record.blueprint, folder, SEARCH_WEIGHTS, "search", epochs, self._seed(record), origin, lineage, init))
         try:
             for index, outcome in self._run(generation, jobs):
                 record, parent, job = generation[index], parents[index], jobs[index]

@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from fastnas.blueprint import Lineage
-from fastnas.data.coco import check_same_classes, find_annotation_file
-from fastnas.data.dataset import DetectionData, get_data
+from fastnas.data.coco import find_annotation_file
+from fastnas.data.dataset import DetectionData
+from fastnas.data.pair import open_pair
 from fastnas.data.problems import summarize, write_problems
 from fastnas.data.shapes import generate
 from fastnas.errors import InputError
 from fastnas.files import cache_folder
 from fastnas.latency import Oracle
+from fastnas.models.start import check_start
 from fastnas.search.config import SearchConfig, apply_change, check_config, load_config
 from fastnas.search.driver import Driver, Listener, priced
 from fastnas.search.evolution import Evolution
@@ -44,12 +46,15 @@ def run(
     checked = _checked(load_config(space, config, changes), config or f"{space}-demo.yaml")
     Study.check_free(out)
     train, val = _open_data(checked)
+    start = checked.make_space(len(train.split.classes)).ancestor
+    if checked.init:
+        check_start(start, checked.init)
     with Oracle.open(checked.table, checked.engine, device=checked.device) as oracle:
-        ancestor = priced(checked.make_space(len(train.split.classes)).ancestor, Lineage(), oracle, checked.limits)
+        ancestor = priced(start, Lineage(), oracle, checked.limits)
         if ancestor.state == REJECTED:
             raise InputError(f"the ancestor is rejected ({ancestor.reason}): choose another ancestor or a wider limit")
         with Study.create(out, space, checked.model_dump(mode="json")) as study:
-            study.set_meta("data", _fingerprint(train, val))
+            study.set_meta("data", _fingerprint(train, val, checked.init))
             return _drive(study, checked, train, val, oracle, listener)
 
 
@@ -59,8 +64,9 @@ def _resume(out: Path, space: str, config: str | None, changes: tuple[str, ...],
         fingerprint, environment = study.data_fingerprint, study.environment
         study.records()  # raises where a row cannot be read
     train, val = _open_data(checked)
-    if fingerprint != _fingerprint(train, val):
-        raise InputError(f"the annotations in {train.split.root} changed since {out} was begun: start a new study")
+    if fingerprint != _fingerprint(train, val, checked.init):
+        files = f"the annotations in {train.split.root}{' or the weights of init' if checked.init else ''}"
+        raise InputError(f"{files} changed since {out} was begun: start a new study")
     with Oracle.open(checked.table, checked.engine, device=checked.device) as oracle:
         if environment and environment != oracle.environment:
             keys = ", ".join(_different(environment, oracle.environment))
@@ -116,20 +122,15 @@ def _open_data(config: SearchConfig) -> tuple[DetectionData, DetectionData]:
         g = config.data.generated
         name = f"shapes-{size[0]}x{size[1]}-{g.classes}-{g.train}-{g.val}-{g.seed}"
         root = generate(cache_folder() / "generated" / name, g.seed, g.train, g.val, size, g.classes)
-    train, val = get_data(root, "train", size), get_data(root, "val", size)
-    check_same_classes(train.split, val.split)
-    for data in (train, val):
-        data.batch_count(1)  # raises where no image decodes
-        if not any((~record.crowd).any() for record in data.split.records):
-            raise InputError(f"{data.split.annotation_file} has no usable box: there is nothing to learn or to evaluate")
-    return train, val
+    return open_pair(root, size)
 
 
 def _checked(data: dict[str, Any], name: str) -> SearchConfig:
     """The checked configuration, with paths made absolute: a study may be resumed from another folder."""
     config = check_config(data, name)
-    root, table = (str(Path(path).resolve()) if path else None for path in (config.data.root, config.table))
-    return config.model_copy(update={"data": config.data.model_copy(update={"root": root}), "table": table})
+    paths = config.data.root, config.table, config.init
+    root, table, init = (str(Path(path).resolve()) if path else None for path in paths)
+    return config.model_copy(update={"data": config.data.model_copy(update={"root": root}), "table": table, "init": init})
 
 
 def _resumed_config(study: Study, space: str, config: str | None, changes: tuple[str, ...]) -> SearchConfig:
@@ -160,7 +161,12 @@ def _different(a: dict, b: dict, prefix: str = "") -> list[str]:
     return sorted(keys)
 
 
-def _fingerprint(train: DetectionData, val: DetectionData) -> dict[str, str]:
-    """Hashes of the annotation files, so that a study is never resumed on other data."""
+def _fingerprint(train: DetectionData, val: DetectionData, init: str | None) -> dict[str, str]:
+    """Hashes of the annotation files and of the weights to start from, so that a study is never resumed on others."""
     files = {data.split.split: find_annotation_file(data.split.root, data.split.split) for data in (train, val)}
-    return {split: hashlib.sha256(file.read_bytes()).hexdigest() for split, file in files.items()}
+    if init:
+        files["init"] = Path(init)
+    try:
+        return {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items()}
+    except FileNotFoundError as error:
+        raise InputError(f"no file {error.filename}: it must stay where it is while the study goes on") from None

@@ -45,8 +45,8 @@ CREATE TABLE finals (
     ended REAL NOT NULL);
 """
 COLUMNS = "id, state, params, macs, predicted_ms, low_ms, high_ms, ap, ap50, epochs, total_epochs, seconds, reason, weights"
-PRICE = ("predicted_ms", "low_ms", "high_ms")  # NULL, read as NaN, where the engine cannot run one of the blocks
 FINAL_COLUMNS = "candidate, metrics, ap, ap50, latency_ms, epochs, seconds, weights"
+PRICE = ("predicted_ms", "low_ms", "high_ms")  # NULL, read as NaN, where the engine cannot run one of the blocks
 DRAFT = ".study.db.draft"
 UNREADABLE = (sqlite3.DatabaseError, TypeError, ValueError, LookupError, AttributeError, InputError)  # what reading a row may raise
 DAMAGE = (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT)
@@ -316,10 +316,9 @@ def _record(blueprint: str, lineage: str, metrics: str, values: list, final: Fin
 
 
 def _final(metrics: str, *values) -> Final:
-    *numbers, weights = values
-    ap, ap50, latency, epochs, seconds = numbers
-    measured = [ap, ap50, epochs, seconds, *([] if latency is None else [latency])]  # none: the device is not here
-    if not all(isinstance(value, (int, float)) for value in measured) or not isinstance(weights, str):
+    ap, ap50, latency, epochs, seconds, weights = values
+    numbers = (ap, ap50, epochs, seconds, *([] if latency is None else [latency]))
+    if not all(isinstance(value, (int, float)) for value in numbers) or not isinstance(weights, str):
         raise ValueError(f"a full training with {values}")
     return Final(ap, ap50, _numbers(metrics), latency, epochs, seconds, weights)
 

@@ -50,3 +50,12 @@ class TrainConfig(Section):
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     augment: Augmentation = Augmentation()
     sampling: Sampling = Sampling()
+
+
+class TrainRun(Section):
+    """One training outside of a search."""
+
+    epochs: float = Field(12, gt=0, le=10_000)
+    seed: int = Field(0, ge=0, le=2**31 - 1)
+    init: str | None = None  # weights file with the same backbone to start from; none: fresh weights
+    train: TrainConfig = TrainConfig()

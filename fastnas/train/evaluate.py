@@ -5,6 +5,7 @@ Both implement the same protocol (AP over IoU 0.50:0.95, 100 detections an image
 
 import contextlib
 import io
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -13,7 +14,8 @@ from fastnas.data.coco import CocoSplit, as_coco_dict
 from fastnas.data.dataset import DetectionData
 from fastnas.models.detector import Detector
 from fastnas.models.pixels import scale_and_shift
-from fastnas.train.precision import autocast
+from fastnas.ops import standardized
+from fastnas.train.precision import autocast, computed_in
 
 METRICS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar1", "ar10", "ar100", "ar_small", "ar_medium", "ar_large")
 
@@ -28,18 +30,32 @@ def normalize(images: Tensor) -> Tensor:
 def detect(detector: Detector, data: DetectionData, batch_size: int = 8, precision: str = "auto") -> list[dict]:
     """Detections of a whole data set in COCO's result form: boxes xywh in pixels of the original images."""
     detector.eval()
-    class_ids = [category.id for category in data.split.classes]
+
+    def find(images: Tensor) -> list[dict[str, Tensor]]:
+        with autocast(precision):
+            return detector(normalize(images))
+
+    with standardized(detector, computed_in(precision)):  # weights are standardised once for all batches
+        return collect(find, data, [category.id for category in data.split.classes], batch_size)
+
+
+def collect(
+    find: Callable[[Tensor], list[dict[str, Tensor]]], data: DetectionData, class_ids: Sequence[int | None], batch_size: int = 8
+) -> list[dict]:
+    """As `detect`, of whatever finds boxes, scores and labels on uint8 images (N, 3, H, W).
+
+    class_ids: category of label k at k - 1; detections of labels without one are left out.
+    """
     results = []
     for batch in data.batches(batch_size):
-        with autocast(precision):
-            found = detector(normalize(batch.images))
-        for image_id, scale, detections in zip(batch.image_ids, batch.scales, found, strict=True):
+        for image_id, scale, detections in zip(batch.image_ids, batch.scales, find(batch.images), strict=True):
             boxes = detections["boxes"] / torch.cat([scale, scale])
             boxes[:, 2:] -= boxes[:, :2]
             rows = zip(boxes.tolist(), detections["scores"].tolist(), detections["labels"].tolist(), strict=True)
             results += [
                 {"image_id": image_id, "category_id": class_ids[label - 1], "bbox": box, "score": score}
                 for box, score, label in rows
+                if class_ids[label - 1] is not None
             ]
     return results
 

@@ -15,6 +15,7 @@ from fastnas.files import write_atomic
 from fastnas.models.assemble import build
 from fastnas.models.detector import Detector
 from fastnas.models.inherit import inherit
+from fastnas.models.start import start_from
 from fastnas.models.weights import load_weights, save_weights
 from fastnas.train.config import TrainConfig
 from fastnas.train.evaluate import coco_metrics, detect
@@ -25,7 +26,10 @@ METRICS_FILE = "metrics.jsonl"
 
 @dataclass(frozen=True)
 class Job:
-    """What to train. `origin`: weights to start from, mapped by `lineage`; none for a fresh start."""
+    """What to train. `origin`: weights to start from, mapped by `lineage` (none: they are this blueprint's own).
+
+    `init`: without an origin, weights with the same backbone to start from (see `fastnas.models.start`); none: a fresh start.
+    """
 
     blueprint: Blueprint
     folder: Path
@@ -35,6 +39,7 @@ class Job:
     seed: int
     origin: Path | None = None
     lineage: Lineage | None = None
+    init: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,7 @@ class Evaluator:
         torch.manual_seed(job.seed)
         detector = build(job.blueprint)
         lines: list[dict] = []
-        if job.origin:
+        if job.origin or job.init:
             lines.append(self._inherit(detector, job))
 
         def log(line: dict) -> None:
@@ -82,10 +87,11 @@ class Evaluator:
         return Evaluation(metrics, time.monotonic() - begin, error)
 
     def _inherit(self, detector: Detector, job: Job) -> dict:
+        if job.origin is None:
+            return {"phase": job.phase, "epoch": 0.0, "inherited": start_from(detector, job.init).to_dict()}
         _, _, state = load_weights(job.origin)
         if job.lineage is not None:
-            inherited = inherit(detector, state, job.lineage)
-            return {"phase": job.phase, "epoch": 0.0, "inherited": inherited.to_dict()}
+            return {"phase": job.phase, "epoch": 0.0, "inherited": inherit(detector, state, job.lineage).to_dict()}
         detector.load_state_dict(state)
         return {"phase": job.phase, "epoch": 0.0, "inherited": {"copied": len(state), "fresh": 0, "mismatched": []}}
 

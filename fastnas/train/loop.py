@@ -10,11 +10,12 @@ from torch import nn
 from fastnas.data.dataset import Augment, DetectionData
 from fastnas.errors import FastnasError
 from fastnas.models.detector import Detector
+from fastnas.ops import standardized
 from fastnas.train.config import TrainConfig
 from fastnas.train.ema import Ema
 from fastnas.train.evaluate import normalize
 from fastnas.train.losses import detection_losses
-from fastnas.train.precision import autocast
+from fastnas.train.precision import autocast, computed_in
 
 
 class Diverged(FastnasError):
@@ -48,14 +49,15 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = rate
             batch = next(batches)
-            with autocast(config.precision):
-                losses = detection_losses(detector, normalize(batch.images), batch.targets, config.sampling, rng)
-            loss = sum(losses.values())
-            if not math.isfinite(loss.item()):
-                parts = ", ".join(f"{name} {value.item():.3g}" for name, value in losses.items())
-                raise Diverged(f"loss is {loss.item()} at epoch {step / per_epoch:.2f} ({parts}), lr {rate:.2g}")
-            optimizer.zero_grad()
-            loss.backward()
+            with standardized(detector, computed_in(config.precision)):  # of all layers in one call, forward and backward
+                with autocast(config.precision):
+                    losses = detection_losses(detector, normalize(batch.images), batch.targets, config.sampling, rng)
+                loss = sum(losses.values())
+                if not math.isfinite(loss.item()):
+                    parts = ", ".join(f"{name} {value.item():.3g}" for name, value in losses.items())
+                    raise Diverged(f"loss is {loss.item()} at epoch {step / per_epoch:.2f} ({parts}), lr {rate:.2g}")
+                optimizer.zero_grad()
+                loss.backward()
             norm = nn.utils.clip_grad_norm_(detector.parameters(), config.clip, foreach=True)
             if not math.isfinite(norm.item()):
                 raise Diverged(f"gradient norm is {norm.item()} at epoch {step / per_epoch:.2f}, lr {rate:.2g}")

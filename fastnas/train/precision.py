@@ -14,7 +14,13 @@ def bf16_pays(device: torch.device | str = "cpu") -> bool:
     return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
 
 
-def autocast(precision: str, device: torch.device | str = "cpu"):
-    """Context for `precision` = auto | bf16 | fp32; auto takes bf16 where it pays."""
+def computed_in(precision: str, device: torch.device | str = "cpu") -> torch.dtype:
+    """The type of convolutions for `precision` = auto | bf16 | fp32; auto takes bf16 where it pays."""
     use = precision == "bf16" or precision == "auto" and bf16_pays(device)
-    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=use)
+    return torch.bfloat16 if use else torch.float32
+
+
+def autocast(precision: str, device: torch.device | str = "cpu"):
+    """Context in which convolutions are computed in that type."""
+    enabled = computed_in(precision, device) == torch.bfloat16
+    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=enabled)

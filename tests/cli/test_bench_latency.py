@@ -13,8 +13,11 @@ from click.testing import CliRunner
 
 from fastnas.blueprint import expand, parse
 from fastnas.cli.bench_latency import command
-from fastnas.errors import InputError
+from fastnas.errors import FastnasError, InputError
+from fastnas.latency import oracle
 from fastnas.latency.table import LatencyTable
+from fastnas.latency.tinynas import import_tinynas, read_tinynas
+from tests.latency import published
 
 SMALL = "64x64/basic:1-2,base=8/fpn:8/rpn:20,topk=50/rcnn:16,detections=10/classes:3"
 OTHERS = [SMALL.replace("basic:1-2", f"basic:{code}") for code in ("1-21", "12-1")]
@@ -124,3 +127,27 @@ def test_a_space_is_calibrated_once_and_compared_on_others(tmp_path):
     again = run(*arguments)
     assert again["entries"] == result["entries"] and again["accuracy"]["calibration_networks"] == 5
     assert not {network["text"] for network in again["networks"]} & calibrated
+
+
+def test_a_device_that_is_not_here_is_priced_and_nothing_is_compared(tmp_path, monkeypatch):
+    def absent(text):
+        raise FastnasError(f"engine {text} cannot run here: no device")
+
+    monkeypatch.setattr(oracle, "open_engine", absent)
+    file, path = tmp_path / "conv.txt", tmp_path / "v100.db"
+    file.write_text("\n".join(published.lines()))
+    table = LatencyTable(path)
+    import_tinynas(table, read_tinynas(file, "tensorrt:fp16", "v100"))
+    table.close()
+    where = ("--engine", "tensorrt:fp16", "--device", "v100", "--table", path)
+    result = run(SMALL, "--space", "spnas", "--networks", 2, *where)
+    assert result["environment"]["device"] == "v100" and [n["text"] for n in result["networks"]][0] == parse(SMALL).text
+    assert len(result["networks"]) == 3 and result["whole_network_ms"] is None and result["query_us"] > 0
+    for network in result["networks"]:
+        assert network["measured_ms"] is None and network["low_ms"] < network["predicted_ms"] < network["high_ms"]
+        rows = [block["ms"] for block in result["blocks"] if block["network"] == network["text"]]
+        assert sum(rows) == pytest.approx(network["predicted_ms"])
+    known = {name: value for name, value in result["accuracy"].items() if value is not None}
+    assert known == {"n": 0, "calibration_networks": 0} and set(result["accuracy"]) >= {"mape", "kendall_tau", "interval_coverage"}
+    text = CliRunner().invoke(command, [SMALL, *map(str, where)], catch_exceptions=False).stdout
+    assert "on v100" in text and "v100 is not here: nothing was measured" in text and "head.detections" in text

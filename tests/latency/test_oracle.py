@@ -328,7 +328,7 @@ class Refuses(FakeEngine):
     def prepare(self, workload):
         spec = getattr(workload, "spec", None)
         Refuses.asked.append(spec)
-        if Refuses.refuses in (getattr(spec, "planes", None), getattr(spec, "hidden", None)):
+        if Refuses.refuses and Refuses.refuses in (getattr(spec, "planes", None), getattr(spec, "hidden", None)):
             raise cannot_run(self, workload, "no kernel\nfor this")
         runner = super().prepare(workload)
         if spec is not None and spec.op == Refuses.dies:
@@ -382,8 +382,9 @@ def test_filling_goes_past_what_fails_and_tries_it_again(refusing, tmp_path):
     with Oracle.open(path) as oracle:
         failing = [pair for pair in wanted if getattr(pair[0], "planes", getattr(pair[0], "hidden", 0)) == 16]
         assert oracle.fill([SMALL, FINE]) == len(wanted) - len(failing) and 0 < len(failing) == len(oracle.missing([SMALL, FINE]))
+        assert oracle.priceable([SMALL, FINE]) == [FINE]
         refusing.refuses = None  # another driver was installed, or memory is free again
-        assert oracle.fill([SMALL, FINE]) == len(failing)
+        assert oracle.fill([SMALL, FINE]) == len(failing) and oracle.priceable([SMALL, FINE]) == [SMALL, FINE]
         assert oracle(SMALL).predicted == pytest.approx(_uses(SMALL))
     table = LatencyTable(path, writable=False)
     assert table.failures(table.environment(Refuses().environment())) == {}

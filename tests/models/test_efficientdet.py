@@ -11,7 +11,7 @@ from fastnas.blueprint import PRESETS, parse
 from fastnas.blueprint.parts.effdet import ASPECTS
 from fastnas.models import build
 from fastnas.models.anchors import cell_anchors
-from fastnas.models.convert_effdet import convert_effdet
+from fastnas.models.convert import convert
 from tests.twins import calibrate, efficientdet_twins
 
 
@@ -54,8 +54,8 @@ def test_the_plain_form_equals_effdets_own_models():
     calibrate(peer, size)
     text = "97x130/efficientnet:b0,padding=symmetric,norm=torch/bifpn:64,padding=symmetric,bias=no/effdet:3,bias=no/classes:90"
     ours = build(parse(text)).eval()
-    done = convert_effdet(peer.state_dict(), ours)
-    assert not (done.missing or done.unused or done.mismatched)
+    done = convert(peer.state_dict(), ours)
+    assert not (done.left or done.unused)
     ours.load_state_dict(done.state)
     compare_maps(ours, peer, torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(1), dtype=torch.float64))
 
@@ -101,10 +101,10 @@ def test_another_number_of_classes_is_reported_not_copied():
     with torch.device("meta"):
         ours = build(PRESETS["efficientdet-d0"].replace(input=(64, 64), classes=6))
     wrapped = {f"model.{name}": tensor for name, tensor in peer.state_dict().items()} | {"model.extra": torch.zeros(1)}
-    done = convert_effdet(wrapped, ours)
-    mismatched = [line.split(":")[0] for line in done.mismatched]
-    assert mismatched == ["head.classes.pointwise.3.weight", "head.classes.pointwise.3.bias"]
-    assert done.unused == ["extra"] and not done.missing
+    done = convert(wrapped, ours)
+    assert list(done.left) == ["head.classes.pointwise.3.weight", "head.classes.pointwise.3.bias"]
+    assert done.left["head.classes.pointwise.3.bias"] == "shape [54], in the checkpoint [45] (class_net.predict.conv_pw.bias)"
+    assert done.unused == ["extra"]
     assert len(done.state) + 2 == len(ours.state_dict())
 
 
@@ -113,18 +113,17 @@ def test_other_forms_of_the_same_weights_are_read():
     ours, peer = efficientdet_twins("tf_efficientdet_d0", (64, 64), 5)
     peer.toggle_head_bn_level_first()
     wrapped = {f"module.{name}": tensor for name, tensor in effdet.DetBenchTrain(peer).state_dict().items()}
-    done = convert_effdet(wrapped, ours)
-    assert not (done.missing or done.unused or done.mismatched)
+    done = convert(wrapped, ours)
+    assert not (done.left or done.unused)
     assert all(torch.equal(done.state[name], tensor) for name, tensor in ours.state_dict().items())
 
 
 def test_a_backbone_alone_is_copied():
     _, peer = efficientdet_twins("tf_efficientdet_d0", (64, 64))
     ours = build(PRESETS["efficientdet-d0"].replace(input=(64, 64)))
-    done = convert_effdet(peer.backbone.state_dict(), ours)
-    assert not done.unused and not done.mismatched
-    assert all(name.startswith("backbone.") for name in done.state)
-    assert not any(name.startswith("backbone.") for name in done.missing)
+    done = convert(peer.backbone.state_dict(), ours)
+    assert not done.unused and all(name.startswith("backbone.") for name in done.state)
+    assert not any(name.startswith("backbone.") for name in done.left)
 
 
 @pytest.mark.parametrize(("name", "milliseconds"), [("d0", 50), ("d7x", 300)])

@@ -7,9 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastnas.blueprint import Lineage, expand, parse
-from fastnas.errors import FastnasError
+from fastnas.errors import FastnasError, InputError
 from fastnas.models import build
 from fastnas.models.inherit import inherit
+from fastnas.models.start import check_start, start_from
+from fastnas.models.weights import save_state
 from fastnas.spaces import SerialRules, SerialSpace
 from fastnas.spaces.space import same_blocks
 
@@ -107,6 +109,50 @@ def test_a_load_in_which_nothing_fits_is_refused():
     blueprint = parse(PARENT.format(block="basic", norm="bn"))
     with pytest.raises(FastnasError, match="another network"):
         inherit(build(blueprint), {"x": torch.zeros(1)}, Lineage(7, (), {"backbone.stem": "backbone.stem"}))
+
+
+@torch.no_grad()
+def test_a_detector_starts_from_a_backbone_alone(tmp_path):
+    """Everything else stays fresh: nothing is silenced that has no parent to keep."""
+    blueprint = parse(PARENT.format(block="basic", norm="bn"))
+    donor = trained(blueprint)
+    state = {name: tensor for name, tensor in donor.state_dict().items() if name.startswith("backbone.")}
+    save_state(tmp_path / "w.safetensors", state, blueprint, [])
+    check_start(blueprint, tmp_path / "w.safetensors")
+    torch.manual_seed(0)
+    child = build(blueprint.replace(classes=7))
+    fresh = {name: tensor.clone() for name, tensor in child.state_dict().items()}
+    report = start_from(child, tmp_path / "w.safetensors")
+    assert len(report.copied) == len(state) and not report.mismatched
+    for name, tensor in child.state_dict().items():
+        assert torch.equal(tensor, donor.state_dict()[name] if name in state else fresh[name]), name
+
+
+@torch.no_grad()
+def test_heads_that_fit_are_taken_along(tmp_path):
+    blueprint = parse(PARENT.format(block="basic", norm="bn"))
+    donor = trained(blueprint)
+    save_state(tmp_path / "w.safetensors", donor.state_dict(), blueprint, [])
+    child = build(blueprint.replace(classes=5))
+    report = start_from(child, tmp_path / "w.safetensors")
+    assert report.mismatched == [f"head.box.{layer}.{leaf}" for layer in ("cls_score", "bbox_pred") for leaf in ("weight", "bias")]
+    for own, other in zip(dense(child, torch.ones(1, 3, 64, 80)), dense(donor, torch.ones(1, 3, 64, 80)), strict=True):
+        torch.testing.assert_close(own, other, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (PARENT.format(block="basic", norm="gn"), "backbone.stem.norm1.* has shape"),
+        (PARENT.format(block="basic", norm="bn").replace("1-21-2", "1-211-2"), "block3.conv1.weight is missing"),
+        (PARENT.format(block="bottleneck", norm="bn"), "conv1.weight has shape"),
+    ],
+)
+def test_another_backbone_is_no_start(tmp_path, text, says):
+    donor = parse(PARENT.format(block="basic", norm="bn"))
+    save_state(tmp_path / "w.safetensors", build(donor).state_dict(), donor, [])
+    with pytest.raises(InputError, match=says):
+        check_start(parse(text), tmp_path / "w.safetensors")
 
 
 @torch.no_grad()

@@ -93,5 +93,5 @@ def test_on_a_device_that_is_not_here_the_predicted_latency_counts():
 
 
 def test_candidates_without_a_price_are_on_no_front():
-    unpriced = dataclasses.replace(finished(3, None, math.nan), state=REJECTED)
+    unpriced = dataclasses.replace(finished(3, 0.4, math.nan), state=REJECTED, ap=None, ap50=None)
     assert ids(search_front([finished(0, 0.4, 10), unpriced])) == [0]

@@ -2,6 +2,7 @@
 
 import json
 import math
+import zlib
 
 import pytest
 
@@ -136,19 +137,21 @@ class Notes(Listener):
 
 
 def test_what_the_engine_cannot_run_is_rejected_with_its_words_and_the_search_goes_on(tmp_path):
+    settings = config(candidates=8, seed=3)
+    ancestor = settings.make_space(3).ancestor
+
     class Picky(FakeOracle):
         def __call__(self, blueprint):
-            if blueprint.backbone.code.count("2") > 1:
+            if blueprint != ancestor and zlib.crc32(blueprint.backbone.code.encode()) % 2:
                 raise Unpriceable("engine fake cannot run Residual(...): no kernel for 64 channels")
             return super().__call__(blueprint)
 
-    settings = config(candidates=8, seed=3)
     with new_study(tmp_path / "s", settings) as study:
         front, evaluator = drive(study, settings, oracle=Picky())
     with Study.open(tmp_path / "s") as study:
         records = study.records()
     refused = [r for r in records if r.state == REJECTED]
-    assert refused and all("no kernel for 64 channels" in r.reason and r.blueprint.backbone.code.count("2") > 1 for r in refused)
+    assert refused and all("no kernel for 64 channels" in r.reason for r in refused)
     assert all(math.isnan(ms) for r in refused for ms in (r.predicted_ms, r.low_ms, r.high_ms, r.latency_ms))
     assert all(r.params > 0 and r.macs > 0 for r in refused), "what can be counted is counted"
     assert sum(r.state == FINISHED for r in records) == 8

@@ -2,13 +2,15 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastnas.blueprint import parse
 from fastnas.data.dataset import get_data
 from fastnas.models import build
+from fastnas.ops import WSConv2d
 from fastnas.train import loop
 from fastnas.train.config import Augmentation, TrainConfig
-from fastnas.train.evaluate import normalize
+from fastnas.train.evaluate import detect, normalize
 from fastnas.train.loop import Diverged, train
 
 BLUEPRINT = parse("64x80/basic:1-2,base=8,stem=3x3/fpn:16/rpn:20,scale=4,topk=50/rcnn:16/classes:3")
@@ -92,3 +94,25 @@ def test_images_and_weights_are_channels_last(data, monkeypatch):
     assert weights_are and images.is_contiguous(memory_format=torch.channels_last)
     rows = torch.zeros(2, 3, 64, 80, dtype=torch.uint8)
     assert normalize(rows).is_contiguous(memory_format=torch.channels_last), "whatever the layout of the images"
+
+
+def test_weights_are_standardised_once_a_step_and_once_an_evaluation(data, monkeypatch):
+    """In one call for all layers of the model: a layer that did it for itself would be counted."""
+    torch.manual_seed(0)
+    detector = build(parse(BLUEPRINT.text.replace("base=8", "base=8,norm=gnws")))
+    layers = sum(isinstance(module, WSConv2d) for module in detector.modules())
+    assert layers > 3, "nothing to standardise: the test compares nothing"
+    calls = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, operator, types, arguments=(), options=None):
+            if "standardize_weights" in operator.name():
+                calls.append((operator.name().removeprefix("fastnas::standardize_weights"), len(arguments[0])))
+            return operator(*arguments, **(options or {}))
+
+    with Watch():
+        averaged = train(detector, data, TrainConfig(), 2 * STEP, 0)
+        assert calls == [("", layers), ("_backward", layers)] * 2
+        calls.clear()
+        detect(averaged, data, batch_size=8)
+    assert calls == [("", layers)]

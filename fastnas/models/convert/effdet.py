@@ -1,18 +1,15 @@
-"""State dicts of the `effdet` package's EfficientDet (with timm's EfficientNet as backbone) -> state dicts of our detectors.
+"""The `effdet` package's EfficientDet, and timm's EfficientNet, which is its backbone and comes alone too.
 
-Works for its `tf_efficientdet_d0` ... `d7x` (biases and padding as TensorFlow has them) and its own `efficientdet_d0` ...
-(neither). A state dict of timm's EfficientNet alone fills the backbone. Nothing is guessed from shapes: every tensor has one name.
+`tf_efficientdet_d0` ... `d7x` have biases and padding as TensorFlow; `efficientdet_d0` ... have neither, which their names tell.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 
-from torch import Tensor
-
-from fastnas.blueprint import Network
+from fastnas.blueprint import PRESETS, Blueprint, EffdetHead, EfficientNet, Network, expand
 from fastnas.blueprint import blocks as spec
 from fastnas.blueprint.wiring import Block
-from fastnas.models.detector import Detector
+from fastnas.errors import InputError
+from fastnas.models.convert.format import Format, Source, count, place, split
 
 # A layer of ours -> theirs, in blocks with and without an expansion.
 _EXPANDING = {
@@ -25,50 +22,16 @@ _PLAIN = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Converted:
-    """state: what can be loaded (`load_state_dict(state, strict=False)`), under our names.
-
-    missing: our tensors that the source does not have; unused: the source's tensors that fit nowhere; mismatched: "ours: shape,
-    theirs: shape" of those that are there but differ in shape (other classes, anchors, widths).
-    """
-
-    state: dict[str, Tensor]
-    missing: list[str]
-    unused: list[str]
-    mismatched: list[str]
-
-
-def convert_effdet(source: Mapping[str, Tensor], detector: Detector) -> Converted:
-    """Renames the tensors of `source` for `detector` (which may be on the meta device); copies and changes nothing."""
-    source = _without_wrapper(source)
-    state, missing, mismatched, used = {}, [], [], set()
-    network, modules = detector.network, detector.blocks
-    blocks = {block.name: block for block in network.blocks if block.name in modules}
-    for block, key, tensor in ((block, *item) for name, block in blocks.items() for item in modules[name].state_dict().items()):
-        name = f"{block.name}.{key}"
-        found = next((theirs for theirs in effdet_names(network, block, key) if theirs in source), None)
-        if found is None:
-            missing.append(name)
-            continue
-        used.add(found)
-        if source[found].shape == tensor.shape:
-            state[name] = source[found]
-        else:
-            mismatched.append(f"{name}: {list(tensor.shape)}, {found}: {list(source[found].shape)}")
-    return Converted(state, missing, [name for name in source if name not in used], mismatched)
-
-
 def effdet_names(network: Network, block: Block, key: str) -> list[str]:
-    """Names under which effdet keeps tensor `key` of a block: one, two where versions differ, none where it has no such block."""
-    layer, _, leaf = key.rpartition(".")
+    """See `Format.names`."""
+    layer, leaf = split(key)
     match block.spec:
         case spec.SiluStem():
             own = "conv_stem" if layer == "conv1" else "bn1"
             return [f"{prefix}{own}.{leaf}" for prefix in ("backbone.", "")]
         case spec.MobileBlock():
             own = (_EXPANDING if block.spec.expansion != 1 else _PLAIN)[layer]
-            stage, index = (int(part[5:]) - 1 for part in block.name.split(".")[1:])  # stage1.block1
+            stage, index = place(block)
             return [f"{prefix}blocks.{stage}.{index}.{own}.{leaf}" for prefix in ("backbone.", "")]
         case spec.CoarserLevel():
             return [f"fpn.resample.{_inputs(network).index(block.name)}.{_edge(layer)}.{leaf}"]
@@ -77,15 +40,6 @@ def effdet_names(network: Network, block: Block, key: str) -> list[str]:
         case spec.HeadTower():
             return _tower(block, layer, leaf)
     return []
-
-
-def _without_wrapper(source: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Without the prefix that a training bench or DistributedDataParallel puts before every name, and without a bench's anchors."""
-    source = {name: tensor for name, tensor in source.items() if not name.endswith("anchors.boxes")}
-    for prefix in ("module.", "model."):
-        if source and all(name.startswith(prefix) for name in source):
-            source = {name.removeprefix(prefix): tensor for name, tensor in source.items()}
-    return source
 
 
 def _edge(layer: str) -> str:
@@ -124,3 +78,53 @@ def _tower(block: Block, layer: str, leaf: str) -> list[str]:
     own = "conv_dw" if kind == "depthwise" else "conv_pw"
     place = "predict" if int(index) == block.spec.repeats else f"conv_rep.{index}"
     return [f"{net}.{place}.{own}.{leaf}"]
+
+
+def effdet_blueprint(source: Source) -> Blueprint:
+    """The published detector of these widths and depths, for as many classes as there are. Raises InputError: none, or two."""
+    if "class_net.predict.conv_pw.weight" not in source:
+        raise InputError("an EfficientNet without a detector does not tell how it pads: name its blueprint (--blueprint)")
+    biased = "fpn.cell.0.fnode.0.after_combine.conv.conv_pw.bias" in source
+    classes = len(source["class_net.predict.conv_pw.weight"]) // 9  # nine anchors
+    form = {"bias": "yes" if biased else "no"}
+    padding = {"padding": "same" if biased else "symmetric"}
+    fits = []
+    for name, preset in PRESETS.items():
+        if _published(preset) and _sizes(preset) == _told_sizes(source):
+            backbone = replace(preset.backbone, **padding, norm="tf" if biased else "torch")
+            neck, head = replace(preset.neck, **padding, **form), replace(preset.head, **form)
+            fits.append((name, preset.replace(backbone=backbone, neck=neck, head=head, classes=classes)))
+    if len(fits) != 1:
+        which = " and ".join(name for name, _ in fits) or "no published EfficientDet"
+        raise InputError(f"the checkpoint has the shape of {which}: name its blueprint (--blueprint)")
+    return fits[0][1]
+
+
+def _published(preset: Blueprint) -> bool:
+    return isinstance(preset.backbone, EfficientNet) and isinstance(preset.head, EffdetHead)
+
+
+def _sizes(preset: Blueprint) -> tuple:
+    """What tells one published detector from another: blocks, channels, layers, head layers, levels, weights of a fusion."""
+    network = expand(preset)
+    blocks = sum(isinstance(block.spec, spec.MobileBlock) for block in network.blocks)
+    levels = len(preset.neck.levels_over(preset.backbone.maps))
+    return blocks, preset.neck.channels, preset.neck.repeats, preset.head.repeats, levels, preset.neck.method != "sum"
+
+
+def _told_sizes(source: Source) -> tuple:
+    stages = range(count(source, "backbone.blocks.{}.0.conv_dw.weight"))
+    nodes = count(source, "fpn.cell.0.fnode.{}.after_combine.conv.conv_pw.weight")
+    return (
+        sum(count(source, f"backbone.blocks.{stage}.{{}}.conv_dw.weight") for stage in stages),
+        source["fpn.cell.0.fnode.0.after_combine.conv.conv_pw.weight"].shape[0],
+        count(source, "fpn.cell.{}.fnode.0.after_combine.conv.conv_pw.weight"),
+        count(source, "class_net.conv_rep.{}.conv_pw.weight"),
+        nodes // 2 + 1,
+        "fpn.cell.0.fnode.0.combine.edge_weights" in source,
+    )
+
+
+MARK = "blocks.0.0.se.conv_reduce.weight"
+EFFDET = Format("effdet EfficientDet", (f"backbone.{MARK}",), effdet_names, effdet_blueprint)
+TIMM_EFFICIENTNET = Format("timm EfficientNet", (MARK,), effdet_names, effdet_blueprint)
