@@ -2,7 +2,19 @@
 
 from hypothesis import strategies as st
 
-from fastnas.blueprint import Bifpn, Blueprint, CascadeHead, EffdetHead, EfficientNet, Fpn, RetinaHead, RoiHead, Rpn, SerialBackbone
+from fastnas.blueprint import (
+    Bifpn,
+    Blueprint,
+    CascadeHead,
+    EffdetHead,
+    EfficientNet,
+    Fpn,
+    GuidedRpn,
+    RetinaHead,
+    RoiHead,
+    Rpn,
+    SerialBackbone,
+)
 
 SUPPRESSIONS = ["hard", "linear", "gaussian"]
 
@@ -101,13 +113,18 @@ def region_heads(draw) -> RoiHead | CascadeHead:
 
 
 @st.composite
+def proposers(draw) -> Rpn | GuidedRpn:
+    return draw(st.builds(draw(st.sampled_from([Rpn, GuidedRpn])), st.integers(1, 50), st.integers(1, 16), st.integers(1, 100)))
+
+
+@st.composite
 def blueprints(draw) -> Blueprint:
     """Any backbone with any neck, any head with the proposals it needs."""
     backbone = draw(serial_backbones() | efficientnets())
     neck = draw(fpns(backbone.maps) | bifpns(backbone.maps))
     rpn, head = draw(
         st.tuples(
-            st.builds(Rpn, st.integers(1, 50), st.integers(1, 16), st.integers(1, 100)),
+            proposers(),
             region_heads(),
         )
         | st.tuples(st.none(), effdet_heads() | retina_heads())

@@ -5,7 +5,18 @@ from fastnas.blueprint.code import BlueprintError, validate_code
 from fastnas.blueprint.expand import expand
 from fastnas.blueprint.lineage import Lineage
 from fastnas.blueprint.load import load
-from fastnas.blueprint.parts import Bifpn, CascadeHead, EffdetHead, EfficientNet, Fpn, RetinaHead, RoiHead, Rpn, SerialBackbone
+from fastnas.blueprint.parts import (
+    Bifpn,
+    CascadeHead,
+    EffdetHead,
+    EfficientNet,
+    Fpn,
+    GuidedRpn,
+    RetinaHead,
+    RoiHead,
+    Rpn,
+    SerialBackbone,
+)
 from fastnas.blueprint.presets import PRESETS
 from fastnas.blueprint.text import parse
 from fastnas.blueprint.wiring import Block, Network, Use
@@ -20,6 +31,7 @@ __all__ = [
     "EffdetHead",
     "EfficientNet",
     "Fpn",
+    "GuidedRpn",
     "Lineage",
     "Network",
     "RetinaHead",

@@ -6,6 +6,7 @@ from fastnas.blueprint.parts.cascade import Refine
 from fastnas.blueprint.parts.effdet import AnchorDetections, HeadTower
 from fastnas.blueprint.parts.efficientnet import MobileBlock, SiluStem
 from fastnas.blueprint.parts.fpn import ConvLevel, FpnLevel, MaxPoolLevel
+from fastnas.blueprint.parts.guided import GuidedHead, GuidedProposals
 from fastnas.blueprint.parts.parallel import Connector
 from fastnas.blueprint.parts.rcnn import BoxHead, Detections, RoiPool, Weights
 from fastnas.blueprint.parts.retinanet import ConvTower, RetinaDetections
@@ -13,6 +14,8 @@ from fastnas.blueprint.parts.rpn import Proposals, RpnHead
 from fastnas.blueprint.parts.serial import Residual, Stem
 from fastnas.blueprint.spec import Shape, Shapes, Spec, half, norm_groups
 
+Proposer = Proposals | GuidedProposals
+PROPOSERS = Proposals, GuidedProposals
 AnchorHead = AnchorDetections | RetinaDetections
 ANCHOR_HEADS = AnchorDetections, RetinaDetections
 SUPPRESSIONS = Detections, *ANCHOR_HEADS  # what ends a detector
@@ -29,10 +32,14 @@ __all__ = [
     "Detections",
     "FpnLevel",
     "FusionNode",
+    "GuidedHead",
+    "GuidedProposals",
     "HeadTower",
     "MaxPoolLevel",
     "MobileBlock",
+    "PROPOSERS",
     "Proposals",
+    "Proposer",
     "Refine",
     "Residual",
     "RetinaDetections",

@@ -8,6 +8,7 @@ from fastnas.blueprint.parts.cascade import CascadeHead
 from fastnas.blueprint.parts.effdet import EffdetHead
 from fastnas.blueprint.parts.efficientnet import EfficientNet
 from fastnas.blueprint.parts.fpn import Fpn
+from fastnas.blueprint.parts.guided import GuidedRpn
 from fastnas.blueprint.parts.rcnn import RoiHead
 from fastnas.blueprint.parts.retinanet import RetinaHead
 from fastnas.blueprint.parts.rpn import Rpn
@@ -62,6 +63,7 @@ PARTS: dict[str, Part] = {
     "fpn": Part("neck", Fpn, "channels"),
     "bifpn": Part("neck", Bifpn, "channels"),
     "rpn": Part("rpn", Rpn, "proposals"),
+    "garpn": Part("rpn", GuidedRpn, "proposals"),
     "rcnn": Part("head", RoiHead, "hidden"),
     "cascade": Part("head", CascadeHead, "stages"),
     "retinanet": Part("head", RetinaHead, "convs"),

@@ -8,7 +8,7 @@ import onnx
 from fastnas.blueprint import blocks as b
 from fastnas.blueprint import operators as o
 from fastnas.blueprint.wiring import DETECTIONS, IMAGE, Block, Network, Use
-from fastnas.models.onnx import boxes, efficientdet, layers, one_stage, operators, synthetic
+from fastnas.models.onnx import boxes, efficientdet, guided, layers, one_stage, operators, synthetic
 from fastnas.models.onnx.graph import Graph
 from fastnas.models.onnx.weights import RandomWeights, StateWeights, Weights, normal
 
@@ -28,6 +28,8 @@ EMITTERS = {
     b.RpnHead: layers.emit_rpn_head,
     b.BoxHead: layers.emit_box_head,
     b.Proposals: boxes.emit_proposals,
+    b.GuidedHead: guided.emit_guided_head,
+    b.GuidedProposals: guided.emit_guided_proposals,
     b.Refine: boxes.emit_refine,
     b.RoiPool: boxes.emit_roi_pool,
     b.Detections: boxes.emit_detections,
