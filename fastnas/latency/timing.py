@@ -1,10 +1,11 @@
 """Timing that survives other work on the machine: every slice of a candidate lies between two runs of fixed reference blocks.
 
-Slice = references, candidate, references; each is repeated and its fastest run counts. The half of the slices whose references
-agree best before and after is kept, and the answer is the median of candidate / drift, where drift says how much slower than
-on the quiet machine the references just ran. Their quiet times (baselines) are kept in the latency table. They are only as good
-as the machine was quiet when they were taken, so they are taken anew whenever a table is opened for measuring: `lowered`.
-Several candidates that will be compared are timed in interleaved rounds: what changes slowly meets all of them alike.
+Slice = references, candidate, references; each is repeated and its fastest run counts. Slices whose references do not agree before
+and after are dropped, and the answer is the lower quartile of candidate / drift, where drift says how much slower than on the quiet
+machine the references just ran. A quartile, for what disturbs a candidate mostly slows it down. The references' quiet times
+(baselines) are kept in the latency table. They are only as good as the machine was quiet when they were taken, so they are taken
+anew whenever a table is opened for measuring: `lowered`. Several candidates that will be compared are timed in interleaved rounds:
+what changes slowly meets all of them alike.
 
 There are two references, because a neighbour that fills the caches slows gathers far more than convolutions: blocks that look
 up single values (RoIAlign, proposal selection, final suppression) drift with `gather`, all others with `dense`, and a whole
@@ -39,6 +40,7 @@ SLOW_S = 0.3  # a candidate this slow runs once a slice, in fewer slices
 SLICES = 24  # where they fit into the budget
 FEWEST, FEWEST_SLOW = 7, 5
 AGREE = 0.05  # drift before and after a quiet slice differs by less than this share
+DISAGREE = 0.15  # slices that differ by more are dropped, where half of them differ by less
 CONTAMINATED = 0.05  # a baseline that is higher than a new one by more than this share was taken on a busy machine
 QUIET_S, QUIET_AGAIN_S = 0.8, 0.3  # how long the first baselines take, and new ones to compare stored ones with
 _GATHER = RoiPool, *PROPOSERS, *SUPPRESSIONS
@@ -67,9 +69,9 @@ def lowered(stored: Mapping[str, float], measured: Mapping[str, float]) -> dict[
 
 @dataclass(frozen=True)
 class Timing:
-    """Milliseconds of one run. `spread`: relative standard deviation of the kept slices (from their median deviation)."""
+    """Milliseconds of one run. `spread`: relative standard deviation of the kept slices (from their lower half)."""
 
-    median_ms: float
+    median_ms: float  # of one run on the quiet machine: the lower quartile of the slices
     min_ms: float
     spread: float
     count: int  # slices kept
@@ -160,10 +162,11 @@ def _mixed(drifts: Mapping[str, float], mix: Mix) -> float:
 
 
 def _summary(slices: list[tuple[float, float]]) -> Timing:
-    kept = [value for _, value in sorted(slices)[: (len(slices) + 1) // 2]]
-    middle = median(kept)
-    spread = 1.4826 * median(abs(value - middle) for value in kept) / middle
-    return Timing(middle, min(kept), spread, len(kept))
+    most = max(DISAGREE, median(disagreement for disagreement, _ in slices))
+    kept = sorted(value for disagreement, value in slices if disagreement <= most)
+    quartile, middle = kept[(len(kept) - 1) // 4], median(kept)
+    spread = max(0.0, middle / quartile - 1) / 0.6745  # of a normal distribution between these two
+    return Timing(quartile, kept[0], spread, len(kept))
 
 
 def _enough(slices: list[tuple[float, float]], fewest: int, elapsed: float, budget: float) -> bool:

@@ -29,7 +29,7 @@ class StructuralRules:
     necks: tuple[str, ...] = tuple(
         f"fpn:{width},levels={first}-{last}" for width in (128, 256, 512) for first in range(2, 6) for last in range(first, 8)
     )  # the paper's P1 to P6
-    rpns: tuple[str, ...] = ("rpn:1000", "none")
+    rpns: tuple[str, ...] = ("rpn:1000", "garpn:300", "none")
     heads: tuple[str, ...] = ("rcnn:1024", "cascade:2", "cascade:3", "cascade:4", "retinanet:4")
     p_cross: float = 0.3
     operations: int = 1
