@@ -15,7 +15,6 @@ from fastnas.models.weights import save_weights
 TEXTS = {
     "two-stage": "96x128/bottleneck:1-2-2,base=8,stem=3x3,norm=gn/fpn:16/rpn:40,scale=4/rcnn:32,detections=20/classes:3",
     "one-stage": "97x131/efficientnet:0.25x0.4/bifpn:16,repeats=2/effdet:2,detections=20/classes:3",
-    "retinanet": "96x128/basic:1-2-2,base=8/fpn:16,levels=3-5,extra=conv-p/retinanet:1,detections=20/classes:3",
     "cascade": "96x128/basic:1-2-2,base=8/fpn:16/rpn:40,scale=4/cascade:2,hidden=32,detections=20/classes:3",
 }
 CLASSES = ["WBC", "RBC", "Platelets"]
@@ -53,8 +52,8 @@ def trained(text: str) -> nn.Module:
     detector.eval()
     predicted = {}
     for name, module in detector.named_modules():
-        spread = 1.5 if name.endswith(("classes.pointwise.2", "classes.predictor", "cls_logits", "cls_score")) else 0.3
-        if spread == 1.5 or name.endswith(("boxes.pointwise.2", "boxes.predictor", "bbox_pred")):
+        spread = 1.5 if name.endswith(("classes.pointwise.2", "cls_logits", "cls_score")) else 0.3
+        if spread == 1.5 or name.endswith(("boxes.pointwise.2", "bbox_pred")):
             module.register_forward_hook(lambda m, _, out, s=spread: predicted.setdefault(m, (s, out)) and None)
     detector(images)
     for module, (spread, out) in predicted.items():
