@@ -10,6 +10,7 @@ from fastnas.blueprint import (
     EffdetHead,
     EfficientNet,
     Fpn,
+    GuidedRpn,
     MobileNetV2,
     NoNeck,
     RetinaHead,
@@ -100,16 +101,12 @@ def effdet_heads(draw) -> EffdetHead:
     )
 
 
-def rpns():
-    return st.builds(Rpn, st.integers(1, 50), st.integers(1, 16), st.integers(1, 100), st.integers(1, 3))
-
-
 @st.composite
-def c4s(draw, backbone) -> tuple[NoNeck, Rpn, C4Head]:
+def c4s(draw, backbone) -> tuple[NoNeck, Rpn | GuidedRpn, C4Head]:
     """Of a backbone that goes on behind level 2."""
     level = draw(st.integers(max(2, backbone.maps[0]), backbone.maps[-1] - 1))
     options = st.integers(1, 100), st.sampled_from(SUPPRESSIONS), st.sampled_from(["standard", "high"])
-    return NoNeck(level), draw(rpns()), draw(st.builds(C4Head, st.integers(1, 9), *options))
+    return NoNeck(level), draw(proposers()), draw(st.builds(C4Head, st.integers(1, 9), *options))
 
 
 @st.composite
@@ -133,11 +130,17 @@ def region_heads(draw) -> RoiHead | CascadeHead:
 
 
 @st.composite
+def proposers(draw) -> Rpn | GuidedRpn:
+    options = st.integers(1, 50), st.integers(1, 16), st.integers(1, 100)
+    return draw(st.builds(Rpn, *options, st.integers(1, 3)) | st.builds(GuidedRpn, *options))
+
+
+@st.composite
 def blueprints(draw) -> Blueprint:
     """Any backbone with any neck, any head with the proposals it needs."""
     backbone = draw(serial_backbones() | efficientnets() | mobilenets())
     neck = fpns(backbone.maps) | bifpns(backbone.maps) | st.sampled_from(backbone.maps).map(NoNeck)
-    behind = st.tuples(neck, rpns(), region_heads()) | st.tuples(neck, st.none(), effdet_heads() | retina_heads())
+    behind = st.tuples(neck, proposers(), region_heads()) | st.tuples(neck, st.none(), effdet_heads() | retina_heads())
     cuts = len(backbone.maps) > 1 and backbone.maps[-1] > 2
     neck, rpn, head = draw(behind | c4s(backbone) if cuts else behind)
     sides = st.integers(33, 150)

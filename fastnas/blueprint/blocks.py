@@ -7,6 +7,7 @@ from fastnas.blueprint.parts.cascade import Refine
 from fastnas.blueprint.parts.effdet import AnchorDetections, HeadTower
 from fastnas.blueprint.parts.efficientnet import MobileBlock, SiluStem
 from fastnas.blueprint.parts.fpn import ConvLevel, FpnLevel, MaxPoolLevel
+from fastnas.blueprint.parts.guided import GuidedHead, GuidedProposals
 from fastnas.blueprint.parts.mobilenet import InvertedResidual, Relu6Stem
 from fastnas.blueprint.parts.parallel import Connector
 from fastnas.blueprint.parts.rcnn import BoxHead, Detections, RoiPool, Weights
@@ -15,6 +16,8 @@ from fastnas.blueprint.parts.rpn import Proposals, RpnHead
 from fastnas.blueprint.parts.serial import Residual, Stem
 from fastnas.blueprint.spec import Shape, Shapes, Spec, half, norm_groups
 
+Proposer = Proposals | GuidedProposals
+PROPOSERS = Proposals, GuidedProposals
 AnchorHead = AnchorDetections | RetinaDetections
 ANCHOR_HEADS = AnchorDetections, RetinaDetections
 SUPPRESSIONS = Detections, *ANCHOR_HEADS  # what ends a detector
@@ -31,11 +34,15 @@ __all__ = [
     "Detections",
     "FpnLevel",
     "FusionNode",
+    "GuidedHead",
+    "GuidedProposals",
     "HeadTower",
     "InvertedResidual",
     "MaxPoolLevel",
     "MobileBlock",
+    "PROPOSERS",
     "Proposals",
+    "Proposer",
     "Refine",
     "RegionPredictor",
     "Relu6Stem",

@@ -37,9 +37,9 @@ def _cascade_rcnn(block: str, code: str) -> Blueprint:
 
 
 def _retinanet(block: str, code: str) -> Blueprint:
-    """RetinaNet as torchvision builds it: COCO's 91 outputs (90 class ids + one that is never used)."""
-    neck = Fpn(256, levels="3-7", extra="conv-p")
-    return Blueprint((800, 1333), SerialBackbone(block, code), neck, None, RetinaHead(4, background="yes"), classes=90)
+    """RetinaNet as torchvision builds it: COCO's 90 class ids and an output that is never used, 300 boxes."""
+    neck, head = Fpn(256, levels="3-7", extra="conv-p"), RetinaHead(4, background="yes", detections=300)
+    return Blueprint((800, 1333), SerialBackbone(block, code), neck, None, head, classes=90)
 
 
 def _smnas(size: tuple[int, int], block: str, base: int, code: str, levels: str, head: RoiHead | CascadeHead) -> Blueprint:

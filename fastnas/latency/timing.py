@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from fastnas.blueprint import expand, parse
-from fastnas.blueprint.blocks import SUPPRESSIONS, Proposals, Residual, RoiPool, Spec
+from fastnas.blueprint.blocks import PROPOSERS, SUPPRESSIONS, Residual, RoiPool, Spec
 from fastnas.latency.engines import Engine
 from fastnas.models.workload import BlockWorkload, NetworkWorkload
 
@@ -41,7 +41,7 @@ FEWEST, FEWEST_SLOW = 7, 5
 AGREE = 0.05  # drift before and after a quiet slice differs by less than this share
 CONTAMINATED = 0.05  # a baseline that is higher than a new one by more than this share was taken on a busy machine
 QUIET_S, QUIET_AGAIN_S = 0.8, 0.3  # how long the first baselines take, and new ones to compare stored ones with
-_GATHER = RoiPool, Proposals, *SUPPRESSIONS
+_GATHER = RoiPool, *PROPOSERS, *SUPPRESSIONS
 
 Mix = Mapping[str, float]  # share of a candidate's time that drifts with each reference
 

@@ -10,7 +10,20 @@ from torch import nn
 
 from fastnas.blueprint import blocks as spec
 from fastnas.blueprint import operators as layer
-from fastnas.models.parts import bifpn, effdet, efficientnet, fpn, mobilenet, operators, parallel, rcnn, retinanet, rpn, serial
+from fastnas.models.parts import (
+    bifpn,
+    effdet,
+    efficientnet,
+    fpn,
+    guided,
+    mobilenet,
+    operators,
+    parallel,
+    rcnn,
+    retinanet,
+    rpn,
+    serial,
+)
 
 MODULES: dict[type[spec.Spec], type[nn.Module]] = {
     spec.Stem: serial.Stem,
@@ -26,6 +39,7 @@ MODULES: dict[type[spec.Spec], type[nn.Module]] = {
     spec.CoarserLevel: bifpn.CoarserLevel,
     spec.FusionNode: bifpn.FusionNode,
     spec.RpnHead: rpn.RpnHead,
+    spec.GuidedHead: guided.GuidedHead,
     spec.RoiPool: rcnn.RoiPool,
     spec.BoxHead: rcnn.BoxHead,
     spec.RegionPredictor: rcnn.RegionPredictor,

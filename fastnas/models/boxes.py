@@ -1,4 +1,4 @@
-"""Box arithmetic of two-stage detectors: decoding of deltas, proposal selection, final suppression.
+"""Box arithmetic: decoding of deltas, final suppression.
 
 Boxes are (x1, y1, x2, y2) in input pixels and always float32, whatever the features are.
 Faster R-CNN (Ren et al. 2015); deltas, weights and clamping as torchvision's BoxCoder. `weights` are what the deltas of centres
@@ -12,13 +12,10 @@ import torch
 from torch import Tensor
 
 from fastnas.blueprint import blocks as spec
-from fastnas.models.anchors import level_anchors
 from fastnas.ops import batched_nms, soft_nms
 
-RPN_WEIGHTS = (1.0, 1.0)
 MAX_LOG_SCALE = math.log(1000.0 / 16)
-MIN_SIDE = 1e-3  # pixels; narrower proposals are dropped
-MIN_DETECTION = 1e-2
+MIN_DETECTION = 1e-2  # pixels; narrower detections are dropped
 MAX_CLASSES = 10_000  # that a blueprint may have
 SIGMA = 0.5  # of Gaussian Soft-NMS
 
@@ -44,45 +41,6 @@ def clip(boxes: Tensor, size: tuple[int, int]) -> Tensor:
     """Boxes (..., 4) cut to an image of (height, width)."""
     x, y = boxes[..., 0::2].clamp(0, size[1]), boxes[..., 1::2].clamp(0, size[0])
     return torch.stack([x, y], -1).flatten(-2)
-
-
-def make_anchors(s: spec.Proposals, maps: list[tuple[int, int]]) -> list[Tensor]:
-    """Anchors (H * W * A, 4) of every level, for maps of the given (height, width)."""
-    return [
-        torch.from_numpy(level_anchors(s.input, hw, stride, s.scale, s.ratios, sizes=s.sizes))
-        for hw, stride in zip(maps, s.strides, strict=True)
-    ]
-
-
-def flatten_maps(scores: list[Tensor], deltas: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """Per level (N, A, H, W) and (N, 4A, H, W) -> float32 (N, H * W * A) and (N, H * W * A, 4), in the order of the anchors."""
-    flat_scores = [s.permute(0, 2, 3, 1).flatten(1).float() for s in scores]
-    flat_deltas = [
-        d.unflatten(1, (-1, 4)).permute(0, 3, 4, 1, 2).flatten(1, 3).float() for d in deltas
-    ]
-    return flat_scores, flat_deltas
-
-
-@torch.no_grad()
-def select_proposals(
-    s: spec.Proposals, scores: list[Tensor], deltas: list[Tensor], anchors: list[Tensor], proposals: int | None = None
-) -> list[Tensor]:
-    """Proposal selection of a batch from `flatten_maps`: per image boxes (<= proposals, 4), best first."""
-    boxes, best, group = [], [], []
-    images = scores[0].shape[0]
-    for level, (level_scores, level_deltas, level_boxes) in enumerate(zip(scores, deltas, anchors, strict=True)):
-        top, index = level_scores.topk(min(s.topk, level_scores.shape[1]), dim=1)
-        chosen = level_deltas.gather(1, index[..., None].expand(-1, -1, 4))
-        boxes.append(decode(chosen, level_boxes[index], RPN_WEIGHTS))
-        best.append(top)
-        group.append(torch.arange(images, device=index.device)[:, None].expand_as(index) * len(scores) + level)
-    flat = clip(torch.cat(boxes, 1), s.input).flatten(0, 1)
-    score, groups = torch.cat(best, 1).flatten(), torch.cat(group, 1).flatten()
-    usable = ((flat[:, 2:] - flat[:, :2]).amin(1) >= MIN_SIDE).nonzero()[:, 0]
-    flat, score, groups = flat[usable], score[usable], groups[usable]
-    kept = batched_nms(flat, score, groups, s.nms)
-    flat, owner = flat[kept], groups[kept] // len(scores)
-    return [flat[owner == image][: proposals or s.proposals] for image in range(images)]
 
 
 @torch.no_grad()

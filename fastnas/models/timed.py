@@ -14,12 +14,12 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from fastnas.blueprint import blocks as b
 from fastnas.blueprint.wiring import DETECTIONS, IMAGE, Network
-from fastnas.models import boxes as box
 from fastnas.models import one_stage
-from fastnas.models.anchors import level_anchors
 from fastnas.models.blocks import build_block
+from fastnas.models.boxes import select_detections
 from fastnas.models.layers import BatchNormAct, Conv2d, SameConv2d
 from fastnas.models.onnx.build import block_inputs, replaced_inputs
+from fastnas.models.proposals import make_anchors, read_maps, select_proposals
 from fastnas.ops import WSConv2d
 
 FOLDS = {nn.Conv2d, Conv2d, SameConv2d}  # exactly these: a convolution that computes its weights in forward cannot take a norm in
@@ -27,19 +27,16 @@ LAST_SCALE = 0.25  # of norms that start at zero: what a branch computes shall n
 
 
 class Proposals(nn.Module):
-    """Objectness and delta maps of all levels -> boxes (<= proposals, 4)."""
+    """Maps of all levels -> boxes (<= proposals, 4)."""
 
-    def __init__(self, spec: b.Proposals, shapes: b.Shapes):
+    def __init__(self, spec: b.Proposer, shapes: b.Shapes):
         super().__init__()
         self.spec = spec
-        for index, (shape, stride) in enumerate(zip(shapes, spec.strides, strict=False)):  # the maps of the deltas come after
-            anchors = level_anchors(spec.input, shape[2:], stride, spec.scale, spec.ratios, sizes=spec.sizes)
-            self.register_buffer(f"anchors{index}", torch.from_numpy(anchors))
+        for index, anchors in enumerate(make_anchors(spec, [shape[2:] for shape in shapes[: len(spec.strides)]])):
+            self.register_buffer(f"anchors{index}", anchors)
 
     def forward(self, *maps: Tensor) -> Tensor:
-        levels = len(maps) // 2
-        scores, deltas = box.flatten_maps(list(maps[:levels]), list(maps[levels:]))
-        return box.select_proposals(self.spec, scores, deltas, list(self.buffers()))[0]
+        return select_proposals(self.spec, read_maps(self.spec, maps, list(self.buffers())))[0]
 
 
 class RoiPool(nn.Module):
@@ -63,7 +60,7 @@ class Detections(nn.Module):
 
     def forward(self, boxes: Tensor, *predicted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         *logits, deltas = predicted
-        found = box.select_detections(self.spec, nn.functional.pad(boxes, (1, 0)), logits, deltas, 1)[0]
+        found = select_detections(self.spec, nn.functional.pad(boxes, (1, 0)), logits, deltas, 1)[0]
         return found["boxes"], found["scores"], found["labels"]
 
 
@@ -86,6 +83,7 @@ class AnchorDetections(nn.Module):
 
 BOX_MODULES: dict[type[b.Spec], type[nn.Module]] = {
     b.Proposals: Proposals,
+    b.GuidedProposals: Proposals,
     b.RoiPool: RoiPool,
     b.Detections: Detections,
     b.AnchorDetections: AnchorDetections,

@@ -8,14 +8,15 @@ from torch import Tensor, nn
 from fastnas.blueprint import Network
 from fastnas.blueprint import blocks as spec
 from fastnas.blueprint.wiring import Block, Use
-from fastnas.models import boxes as box
+from fastnas.models.boxes import select_detections
 from fastnas.models.detector import Detector
+from fastnas.models.proposals import RpnOutputs, make_anchors, read_maps, select_proposals
 
 
 class TwoStageDetector(Detector):
     """Training calls `dense`, `rpn_outputs`, and `stage` for each of the `stages`."""
 
-    dense_until = (spec.Proposals,)
+    dense_until = spec.PROPOSERS
 
     def __init__(self, network: Network):
         super().__init__(network)
@@ -25,14 +26,18 @@ class TwoStageDetector(Detector):
         self.stages = _stages(region_steps)
 
     @property
-    def proposals(self) -> spec.Proposals:
+    def proposals(self) -> spec.Proposer:
         return self._selection[0].spec
 
-    def rpn_outputs(self, values: dict[str, Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Objectness (N, n_l), deltas (N, n_l, 4) and anchors (n_l, 4) of every level, float32."""
+    @property
+    def score_maps(self) -> tuple[str, ...]:
+        """Names of one map of every level that has the size of the others."""
+        return self._selection[1].inputs[: len(self.proposals.strides)]
+
+    def rpn_outputs(self, values: dict[str, Tensor]) -> RpnOutputs:
+        """What the region proposal network says of every anchor."""
         maps = [values[name] for name in self._selection[1].inputs]
-        scores, deltas = maps[: len(maps) // 2], maps[len(maps) // 2 :]
-        return *box.flatten_maps(scores, deltas), self.anchors(scores)
+        return read_maps(self.proposals, maps, self.anchors(maps[: len(self.score_maps)]))
 
     def stage(self, values: dict[str, Tensor], stage: "RegionStage", boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Class logits (K, classes + 1), box deltas (K, 4 D), and the regions (K, 5) of the next stage, which
@@ -44,15 +49,14 @@ class TwoStageDetector(Detector):
 
     def forward(self, images: Tensor) -> list[dict[str, Tensor]]:
         values = self.dense(images)
-        scores, deltas, anchors = self.rpn_outputs(values)
-        boxes = rows(box.select_proposals(self.proposals, scores, deltas, anchors))
+        boxes = rows(select_proposals(self.proposals, self.rpn_outputs(values)))
         for stage in self.stages:
             _, _, boxes = self.stage(values, stage, boxes)
         regions, *logits, deltas = (values[name] for name in self._found.inputs)
-        return box.select_detections(self._suppression, regions, logits, deltas, len(images))
+        return select_detections(self._suppression, regions, logits, deltas, len(images))
 
     def _make_anchors(self, maps: list[tuple[int, int]]) -> list[Tensor]:
-        return box.make_anchors(self.proposals, maps)
+        return make_anchors(self.proposals, maps)
 
 
 @dataclass(frozen=True)

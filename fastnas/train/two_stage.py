@@ -18,10 +18,11 @@ from fastnas.blueprint.parts.rcnn import Stage
 from fastnas.models.boxes import encode
 from fastnas.models.two_stage import TwoStageDetector, rows
 from fastnas.train.config import Sampling
+from fastnas.train.guided import guided_losses
 from fastnas.train.matching import drop_crowded, match, pairwise_iou, sample
 from fastnas.train.rpn import rpn_losses
 
-PROPOSERS: dict[type[spec.Spec], Callable] = {spec.Proposals: rpn_losses}
+PROPOSERS: dict[type[spec.Spec], Callable] = {spec.Proposals: rpn_losses, spec.GuidedProposals: guided_losses}
 
 
 def two_stage_losses(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fastnas.blueprint import PRESETS, BlueprintError, CascadeHead, RetinaHead, RoiHead, expand, parse
+from fastnas.blueprint import PRESETS, BlueprintError, CascadeHead, GuidedRpn, RetinaHead, RoiHead, expand, parse
 from fastnas.blueprint import blocks as b
 
 
@@ -11,6 +11,13 @@ def test_parameters_of_cascades(stages, params):
     """From an independent count: ResNet-50 with FPN, 80 classes, every weight trainable."""
     blueprint = PRESETS["cascade-r50-fpn"]
     assert expand(blueprint.replace(head=CascadeHead(stages))).params == params
+
+
+def test_guided_anchoring_counts_what_mmdetection_has():
+    assert b.GuidedHead(256).params() == 1_182_104 and b.RpnHead(256, 3).params() == 593_935
+    plain = PRESETS["cascade-r50-fpn"]
+    guided = plain.replace(rpn=GuidedRpn())
+    assert expand(guided).params - expand(plain).params == 1_182_104 - 593_935
 
 
 def test_retinanet_counts_what_torchvision_has():

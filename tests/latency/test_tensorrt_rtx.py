@@ -23,9 +23,10 @@ NETWORKS = [  # between them, every kind of block
     "64x96/resnext32x4d:1-2,base=16/fpn:16/rpn:20,topk=50/rcnn:16,detections=10/classes:3",
     "64x96/basic:1-2,base=16/fpn:16/rpn:20,topk=50/cascade:2,hidden=16,detections=10/classes:3",
     "64x96/basic:1-2-1,base=16/fpn:16,levels=3-5,extra=conv-p/retinanet:1,detections=10/classes:3",
+    "64x96/basic:1-2,base=16/fpn:16/garpn:20,topk=50/rcnn:16,detections=10,quality=high/classes:3",
     "64x96/efficientnet:0.5x0.4/bifpn:16,repeats=1,levels=3-6/effdet:1,detections=10/classes:3",
 ]
-SUPPRESSES = b.Proposals, *b.SUPPRESSIONS  # parsed, but TensorRT-RTX has nothing that runs NMS
+SUPPRESSES = *b.PROPOSERS, *b.SUPPRESSIONS  # parsed, but TensorRT-RTX has nothing that runs NMS
 POOLS = b.RoiPool  # its plugin asks for a GPU as soon as it is created
 
 

@@ -21,8 +21,9 @@ TEXT = "64x96/basic:1-2,base=16,norm={}/fpn:16/rpn:20,topk=50/rcnn:16,detections
 ONE_STAGE = "64x96/efficientnet:0.25x0.4/bifpn:8,repeats=1,levels=3-6/effdet:1,detections=10/classes:3"
 CASCADE = "64x96/basic:1-2,base=16/fpn:16/rpn:20,topk=50/cascade:2,hidden=16,detections=10,suppression=linear/classes:3"
 RETINANET = "64x96/basic:1-2-1,base=16/fpn:16,levels=3-5,extra=conv-p/retinanet:1,norm=bn,background=yes,detections=10/classes:3"
+GUIDED = "64x96/basic:1-2,base=16/fpn:16/garpn:20,topk=50/rcnn:16,detections=10,quality=high/classes:3"
 NETWORK = expand(parse(TEXT.format("gn")))
-NETWORKS = NETWORK, *(expand(parse(text)) for text in (ONE_STAGE, CASCADE, RETINANET))
+NETWORKS = NETWORK, *(expand(parse(text)) for text in (ONE_STAGE, CASCADE, RETINANET, GUIDED))
 WORKLOADS = [BlockWorkload(*pair) for network in NETWORKS for pair in network.prices()] + [NetworkWorkload(n) for n in NETWORKS]
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
@@ -42,7 +43,9 @@ def _all(outputs):
     return outputs if isinstance(outputs, tuple) else (outputs,)
 
 
-@pytest.mark.parametrize("text", [TEXT.format("bn"), TEXT.format("gn"), ONE_STAGE, RETINANET, CASCADE.replace("linear", "hard")])
+@pytest.mark.parametrize(
+    "text", [TEXT.format("bn"), TEXT.format("gn"), ONE_STAGE, RETINANET, GUIDED, CASCADE.replace("linear", "hard")]
+)
 def test_the_network_on_the_scene_equals_its_onnx_form(text, monkeypatch):
     """Same weights, same inputs, same outputs, proposal selection and suppression included."""
     network = expand(parse(text))

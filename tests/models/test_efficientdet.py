@@ -1,5 +1,6 @@
 """EfficientDet: the same maps, anchors and detections as effdet's with the same weights; speed of building."""
 
+import dataclasses
 import time
 
 import effdet
@@ -74,7 +75,8 @@ def test_anchors_equal_effdet(size, scale):
     np.testing.assert_allclose(np.concatenate(ours), peer, rtol=1e-6, atol=1e-4)
 
 
-def test_detections_equal_effdet():
+@pytest.mark.parametrize("suppression", ["hard", "gaussian"])
+def test_detections_equal_effdet(suppression):
     size, classes = (128, 192), 7
     ours, peer = efficientdet_twins("tf_efficientdet_d0", size, classes)
     towers, nets = (ours.blocks[name] for name in ("head.classes", "head.boxes")), (peer.class_net, peer.box_net)
@@ -82,6 +84,8 @@ def test_detections_equal_effdet():
         tower.pointwise[-1].weight.data *= gain
         net.predict.conv_pw.weight.data *= gain
     bench = effdet.DetBenchPredict(peer)
+    bench.soft_nms = suppression == "gaussian"
+    ours.suppression = dataclasses.replace(ours.suppression, suppression=suppression)
     images = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         info = {"img_scale": torch.ones(2), "img_size": torch.tensor([size[::-1]] * 2).float()}

@@ -303,6 +303,7 @@ def test_anchor_detections_equal_the_module(head, topk, detections, classes):
         "96x128/basic:1-2-2,base=8,stem=3x3/fpn:16/rpn:40,scale=4/cascade:3,hidden=32,detections=20/classes:3",
         "97x131/basic:1-2-1-1,base=8,stem=3x3/fpn:16,levels=3-6,extra=conv-p/retinanet:1,octaves=2,detections=20/classes:3",
         "97x131/basic:1-2-1-1,base=8,stem=3x3/fpn:16,levels=3-6,extra=conv-p/retinanet:2,norm=bn,background=yes,octaves=2,detections=20/classes:3",
+        "96x128/basic:1-2-2,base=8,stem=3x3/fpn:16/garpn:40,scale=4/rcnn:32,detections=20,quality=high/classes:3",
         "97x131/efficientnet:0.25x0.4/bifpn:16,repeats=1,method=softmax/rpn:40,scale=4/rcnn:32,detections=20/classes:3",
         "97x131/xbottleneck:1-12-1,base=16,norm=gnws,parallel=1-2-1,c1=yes/fpn:16,levels=1-6,extra=conv-c,norm=gnws"
         "/rpn:40,scale=4/rcnn:32,detections=20/classes:3",
@@ -356,6 +357,7 @@ def test_shapes_of_random_networks(kind, code, stem, norm, size):
     [
         "65x97/efficientnet:0.25x0.4/bifpn:8,repeats=2/effdet:1,detections=7/classes:3",
         "65x97/basic:1-2-1,base=8/fpn:8,levels=3-6,extra=conv-c/retinanet:1,norm=gn,background=yes,detections=7/classes:3",
+        "65x97/basic:1-2,base=8/fpn:8/garpn:20/rcnn:16,detections=7/classes:3",
         "65x97/basic:1-2,base=8/fpn:8/rpn:20/cascade:4,hidden=16,detections=7/classes:3",
     ],
 )
@@ -386,7 +388,7 @@ def test_every_spec_has_an_emitter():
     "text",
     [
         "96x128/basic:1-2,base=8/fpn:8/rpn:60/rcnn:16/classes:3",
-        "96x128/basic:1-2,base=8/fpn:8/rpn:60/cascade:2,hidden=16/classes:3",
+        "96x128/basic:1-2,base=8/fpn:8/garpn:60/cascade:2,hidden=16,quality=high/classes:3",
         "96x128/efficientnet:0.25x0.4/bifpn:8,levels=3-6/effdet:1/classes:3",
         "96x128/efficientnet:0.25x0.4/bifpn:8,levels=3-6/retinanet:1/classes:3",
     ],

@@ -40,5 +40,5 @@ def test_background_inside_a_crowd_costs_nothing(background):
     images = torch.randn(1, 3, 64, 80)
     plain = detection_losses(detector, images, [Target(nothing, none, nothing)], Sampling(), torch.Generator())
     crowd = detection_losses(detector, images, [Target(nothing, none, everywhere)], Sampling(), torch.Generator())
-    assert plain["head_class"] > 0.1 and abs(crowd["head_class"]) < 1e-4
+    assert plain["head_class"] > 1e-3 and abs(crowd["head_class"]) < 1e-6
     assert math.isclose(plain["head_box"], 0)

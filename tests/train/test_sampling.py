@@ -58,6 +58,6 @@ def test_positive_regions_keep_to_their_share():
 def test_positive_anchors_keep_to_their_share():
     anchors = boxes_on_and_off_the_truth(50)
     scores, deltas = torch.zeros(1, 100, requires_grad=True), torch.ones(1, 100, 4, requires_grad=True)
-    sum(anchor_losses(scores, deltas, anchors, [Target(TRUTH, LABEL, NOTHING)], SMALL, rng()).values()).backward()
+    sum(anchor_losses(scores, deltas, anchors[None], [Target(TRUTH, LABEL, NOTHING)], SMALL, rng()).values()).backward()
     assert (scores.grad[0, :50] < 0).sum() == 4 == deltas.grad[0].any(1).sum(), "a quarter of 16"
     assert (scores.grad[0, 50:] > 0).sum() == 12 and (scores.grad != 0).sum() == 16

@@ -9,6 +9,7 @@ from fastnas.blueprint.parts.cascade import CascadeHead
 from fastnas.blueprint.parts.effdet import EffdetHead
 from fastnas.blueprint.parts.efficientnet import EfficientNet
 from fastnas.blueprint.parts.fpn import Fpn
+from fastnas.blueprint.parts.guided import GuidedRpn
 from fastnas.blueprint.parts.mobilenet import MobileNetV2
 from fastnas.blueprint.parts.rcnn import RoiHead
 from fastnas.blueprint.parts.retinanet import RetinaHead
@@ -70,6 +71,7 @@ PARTS: dict[str, Part] = {
     "bifpn": Part("neck", Bifpn, "channels"),
     "none": Part("neck", NoNeck, "level"),
     "rpn": Part("rpn", Rpn, "proposals"),
+    "garpn": Part("rpn", GuidedRpn, "proposals"),
     "rcnn": Part("head", RoiHead, "hidden"),
     "cascade": Part("head", CascadeHead, "stages"),
     "c4": Part("head", C4Head, "resolution"),

@@ -133,9 +133,9 @@ class RetinaDetections(Operator):
 
     def operations(self, inputs: Shapes) -> int:
         """Pairs of boxes whose overlap suppression may ask for, where all of them are of one class."""
-        boxes = sum(min(self.topk, elements((scores,))) for scores in inputs[: len(inputs) // 2])
+        boxes = sum(min(self.topk, elements((shape,))) for shape in inputs[: len(self.strides)])
         return boxes * (boxes - 1) // 2
 
     def launches(self, inputs: Shapes) -> int:
         """Sigmoid, top-k and decoding of every level, then filter, sort, suppression, top-k."""
-        return 3 * len(inputs) // 2 + 4
+        return 3 * len(self.strides) + 4

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 from fastnas.blueprint.check import integer
 from fastnas.blueprint.operators import Layers, Operator, Operators
@@ -76,6 +77,7 @@ class Proposals(Operator):
     """
 
     op = "proposals"
+    weights: ClassVar[tuple[float, float]] = (1.0, 1.0)  # of the deltas: of centres, of sides
     input: tuple[int, int]
     strides: tuple[int, ...]
     scale: int

@@ -42,21 +42,26 @@ def emit_proposals(
         kept = min(topk(graph, spec.topk), count * height * width)
         flat = graph.add("Reshape", inputs[level], graph.integers(-1))
         best, index = graph.add("TopK", flat, graph.integers(kept), outputs=2, axis=0)
-        scores.append(best)
-        deltas.append(_pick_deltas(graph, inputs[levels + level], index, height * width))
+        scores.append(best)  # logits: the sigmoid changes no order
+        deltas.append(pick_deltas(graph, inputs[levels + level], index, height * width))
         boxes = level_anchors(spec.input, (height, width), spec.strides[level], spec.scale, spec.ratios, sizes=spec.sizes)
         boxes = boxes.reshape(-1, count, 4).transpose(1, 0, 2).reshape(-1, 4)  # the order of the raw map: anchor, row, column
         anchors.append(graph.add("Gather", graph.store(f"{name}.anchors{level}", boxes), index, axis=0))
         owner += [level] * kept
+    return [select(graph, name, spec, join(graph, anchors), join(graph, deltas), join(graph, scores), owner)]
+
+
+def select(graph: Graph, name: str, spec: b.Proposer, anchors: str, deltas: str, score: str, owner: list[int]) -> str:
+    """Proposals from the best of all levels: anchors (K, 4), deltas (K, 4), score (K,), whose level is `owner`."""
     total = len(owner)
-    boxes = decode(graph, join(graph, anchors), join(graph, deltas), (1.0, 1.0), spec.input)
-    score = join(graph, scores)  # logits: the sigmoid changes no order
+    boxes = decode(graph, anchors, deltas, spec.weights, spec.input)
     score = graph.add("Where", large_enough(graph, boxes, SMALLEST_PROPOSAL), score, graph.constant([NEVER]))
+    levels = len(spec.strides)
     mine = graph.store(f"{name}.owner", np.arange(levels).reshape(1, levels, 1) == np.array(owner).reshape(1, 1, total))
     by_level = graph.add("Where", mine, score, graph.constant([NEVER]))
     selected = suppress(graph, boxes, by_level, spec.proposals, spec.nms)
     kept, _ = take_best(graph, selected, score, total, spec.proposals)
-    return [graph.add("Gather", with_zero_row(graph, boxes), kept, axis=0)]
+    return graph.add("Gather", with_zero_row(graph, boxes), kept, axis=0)
 
 
 def emit_roi_pool(
@@ -69,7 +74,7 @@ def emit_roi_pool(
     if len(maps) == 1:
         return [_roi_align(graph, spec, maps[0], boxes, batch, spec.strides[0])]
     lowest = round(math.log2(spec.strides[0]))
-    x1, y1, x2, y2 = _split(graph, boxes, 4)
+    x1, y1, x2, y2 = split(graph, boxes, 4)
     area = graph.add("Mul", graph.add("Sub", x2, x1), graph.add("Sub", y2, y1))
     sides = [_CANONICAL_SIDE * 2 ** (lowest + index - _CANONICAL_LEVEL - _LEVEL_EPS) for index in range(1, len(maps))]
     # as a comparison of areas: the levels whose smallest area this region reaches
@@ -152,7 +157,7 @@ def _mean(graph: Graph, values: list[str]) -> str:
     return graph.add("Mul", total, graph.constant([1 / len(values)])) if len(values) > 1 else total
 
 
-def _pick_deltas(graph: Graph, deltas: str, index: str, cells: int) -> str:
+def pick_deltas(graph: Graph, deltas: str, index: str, cells: int) -> str:
     """Deltas (K, 4) of anchors `index` (K,) in a raw map (1, 4A, H, W) whose channels are anchor-major.
 
     Anchor a at cell p has index a * cells + p and its delta c lies at (4a + c) * cells + p: no transpose of the map is needed.
@@ -166,12 +171,12 @@ def _pick_deltas(graph: Graph, deltas: str, index: str, cells: int) -> str:
 
 def decode(graph: Graph, anchors: str, deltas: str, weights: b.Weights, size: tuple[int, int]) -> str:
     """Boxes (K, 4) inside an image of `size` (height, width) from anchors (K, 4) and deltas (K, 4): torchvision's BoxCoder."""
-    top_left, bottom_right = _split(graph, anchors, 2)
+    top_left, bottom_right = split(graph, anchors, 2)
     sides = graph.add("Sub", bottom_right, top_left)
     centre = graph.add("Add", top_left, graph.add("Mul", sides, graph.constant([0.5])))
     if weights != (1.0, 1.0):
         deltas = graph.add("Div", deltas, graph.constant(np.repeat(weights, 2)))
-    shift, log_scale = _split(graph, deltas, 2)
+    shift, log_scale = split(graph, deltas, 2)
     centre = graph.add("Add", graph.add("Mul", shift, sides), centre)
     scale = graph.add("Exp", graph.add("Min", log_scale, graph.constant([MAX_LOG_SIDE])))
     reach = graph.add("Mul", graph.add("Mul", scale, sides), graph.constant([0.5]))
@@ -181,7 +186,7 @@ def decode(graph: Graph, anchors: str, deltas: str, weights: b.Weights, size: tu
     return graph.add("Max", boxes, graph.constant([0]))
 
 
-def _split(graph: Graph, boxes: str, parts: int) -> tuple[str, ...]:
+def split(graph: Graph, boxes: str, parts: int) -> tuple[str, ...]:
     """Columns of boxes (K, 4) in 2 or 4 equal parts. With their sizes said: ONNX Runtime 1.31 takes two Splits of one value for the
     same node, and gives one the outputs of the other, where only the number of the outputs tells them apart."""
     return graph.add("Split", boxes, graph.integers(*[4 // parts] * parts), outputs=parts, axis=1)
@@ -189,7 +194,7 @@ def _split(graph: Graph, boxes: str, parts: int) -> tuple[str, ...]:
 
 def large_enough(graph: Graph, boxes: str, smallest: float) -> str:
     """Which of the boxes (K, 4) are at least `smallest` pixels wide and high: bool (K,)."""
-    top_left, bottom_right = _split(graph, boxes, 2)
+    top_left, bottom_right = split(graph, boxes, 2)
     side = graph.add("ReduceMin", graph.add("Sub", bottom_right, top_left), axes=[1], keepdims=0)
     return graph.add("GreaterOrEqual", side, graph.constant(smallest))
 

@@ -8,7 +8,7 @@ import onnx
 from fastnas.blueprint import blocks as b
 from fastnas.blueprint import operators as o
 from fastnas.blueprint.wiring import DETECTIONS, IMAGE, Block, Network, Use
-from fastnas.models.onnx import boxes, efficientdet, layers, mobilenet, one_stage, operators, synthetic
+from fastnas.models.onnx import boxes, efficientdet, guided, layers, mobilenet, one_stage, operators, synthetic
 from fastnas.models.onnx.graph import Graph
 from fastnas.models.onnx.weights import RandomWeights, StateWeights, Weights, normal
 
@@ -31,6 +31,8 @@ EMITTERS = {
     b.BoxHead: layers.emit_box_head,
     b.RegionPredictor: layers.emit_region_predictor,
     b.Proposals: boxes.emit_proposals,
+    b.GuidedHead: guided.emit_guided_head,
+    b.GuidedProposals: guided.emit_guided_proposals,
     b.Refine: boxes.emit_refine,
     b.RoiPool: boxes.emit_roi_pool,
     b.Detections: boxes.emit_detections,

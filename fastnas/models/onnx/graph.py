@@ -7,6 +7,7 @@ import onnx
 from onnx import TensorProto, helper
 
 import fastnas
+from fastnas.models.onnx.opset import raise_opset
 
 OPSET = 17  # RoiAlign's half-pixel modes need 16; 17 is read by every engine in use
 IR_VERSION = 8
@@ -31,7 +32,11 @@ class Graph:
         self._values: dict[str, str] = {}  # by the names they were stored under
         self._constants: dict[tuple, str] = {}
         self._inputs: list[onnx.ValueInfoProto] = []
-        self._count = 0
+        self._count, self._opset = 0, OPSET
+
+    def need(self, opset: int) -> None:
+        """Some node needs this opset; without such a node the model stays in OPSET."""
+        self._opset = max(self._opset, opset)
 
     def add(self, op: str, *inputs: str, outputs: int = 1, **attributes):
         """One node; returns the name of its output, or a tuple of names where it has several."""
@@ -84,10 +89,12 @@ class Graph:
         infos = [helper.make_tensor_value_info(name, _TYPES[np.dtype(dtype)], shape) for _, name, shape, dtype in outputs]
         graph = helper.make_graph(self._nodes, "fastnas", self._inputs, infos)
         graph.initializer.extend(self._initializers)
-        return helper.make_model(
+        model = helper.make_model(
             graph,
             opset_imports=[helper.make_opsetid("", OPSET)],
             ir_version=IR_VERSION,
             producer_name="fastnas",
             producer_version=fastnas.__version__,
         )
+        raise_opset(model, self._opset)
+        return model

@@ -1,7 +1,8 @@
 """A float32 model in the types that it is deployed in, all of them written into the graph: what strongly typed engines read.
 
 fp16: convolutions, linear layers, norms and all that lies between them, with their weights. What works on scores and boxes
-      (sorting, decoding, RoIAlign, suppression) stays float32: a box in float16 is off by up to half a pixel.
+      (sorting, decoding, RoIAlign, suppression) stays float32: a box in float16 is off by up to half a pixel. So does the
+      deformable convolution, whose offsets are places too.
 int8: fp16, and around every convolution and linear layer explicit quantization (Q/DQ; Jacob et al. 2018): weights per output
       channel, the input per tensor, and the shortcut of an addition, so that it is fused with the convolution before it.
       Scales of activations are the same everywhere unless given: they change numbers, not time.
@@ -12,6 +13,8 @@ from collections.abc import Mapping
 import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
+
+from fastnas.models.onnx.opset import raise_opset, replace
 
 FLOAT, HALF = TensorProto.FLOAT, TensorProto.FLOAT16
 COMPUTES = {"Conv", "ConvTranspose", "Gemm", "MatMul", "InstanceNormalization", "BatchNormalization", "LayerNormalization"}
@@ -24,7 +27,6 @@ ANY_TYPE = {"Shape", "Size"}
 QUANTIZED = {"Conv": 0, "Gemm": 0, "MatMul": 1}  # axis of the output channels in the weight
 ACTIVATION_SCALE = 4 / 127  # four standard deviations of a normal number
 _OPSET = 19  # the first in which float16 is quantized
-_AXES = {"ReduceMin", "ReduceMax", "ReduceMean"}  # had their axes as an attribute until opset 18
 
 
 def in_precision(model: onnx.ModelProto, precision: str, scales: Mapping[str, float] | None = None) -> onnx.ModelProto:
@@ -33,7 +35,7 @@ def in_precision(model: onnx.ModelProto, precision: str, scales: Mapping[str, fl
     if precision != "fp32":
         _halve(model.graph, _types(model))
     if precision == "int8":
-        _raise_opset(model)
+        raise_opset(model, _OPSET)
         _quantize(model.graph, scales or {})
     return model
 
@@ -49,7 +51,7 @@ def _unfold(graph: onnx.GraphProto) -> None:
             constants[node.output[0]] = numpy_helper.from_array(np.take(rows, index, axis), node.output[0])
         else:
             nodes.append(node)
-    _replace(graph, nodes, constants)
+    replace(graph, nodes, constants)
 
 
 def _types(model: onnx.ModelProto) -> dict[str, int]:
@@ -96,7 +98,7 @@ def _halve(graph: onnx.GraphProto, types: Mapping[str, int]) -> None:
         if to == HALF:
             halves.update(name for name in node.output if types.get(name) == FLOAT)
     _halve_outputs(graph, nodes, halves)
-    _replace(graph, nodes, constants)
+    replace(graph, nodes, constants)
 
 
 def _halve_outputs(graph: onnx.GraphProto, nodes: list[NodeProto], halves: set[str]) -> None:
@@ -115,24 +117,6 @@ def _halve_outputs(graph: onnx.GraphProto, nodes: list[NodeProto], halves: set[s
 
 def _is_map(info: onnx.ValueInfoProto) -> bool:
     return len(info.type.tensor_type.shape.dim) == 4
-
-
-def _raise_opset(model: onnx.ModelProto) -> None:
-    """To the opset that quantizes float16. Of the operators used, Split and the reductions are written differently there."""
-    graph = model.graph
-    constants = {tensor.name: tensor for tensor in graph.initializer}
-    for node in graph.node:
-        if node.op_type == "Split" and len(node.input) == 1:
-            node.attribute.append(helper.make_attribute("num_outputs", len(node.output)))
-        axes = next((attribute for attribute in node.attribute if attribute.name == "axes"), None)
-        if node.op_type in _AXES and axes is not None:
-            name = f"{node.name}.axes"
-            constants[name] = numpy_helper.from_array(np.array(axes.ints, np.int64), name)
-            node.input.append(name)
-            node.attribute.remove(axes)
-    _replace(graph, list(graph.node), constants)
-    model.opset_import[0].version = _OPSET
-    model.ir_version = max(model.ir_version, 9)
 
 
 def _quantize(graph: onnx.GraphProto, scales: Mapping[str, float]) -> None:
@@ -178,14 +162,4 @@ def _quantize(graph: onnx.GraphProto, scales: Mapping[str, float]) -> None:
                 shortcut = 1 if convolved[0] else 0
                 node.input[shortcut] = activation(node.input[shortcut])
         nodes.append(node)
-    _replace(graph, nodes, constants)
-
-
-def _replace(graph: onnx.GraphProto, nodes: list[NodeProto], constants: Mapping[str, TensorProto]) -> None:
-    """Gives the graph these nodes, and those of the constants that they read."""
-    read = {name for node in nodes for name in node.input}
-    kept = [constant for name, constant in constants.items() if name in read]
-    copies = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
-    del graph.node[:], graph.initializer[:]
-    graph.node.extend(copies)
-    graph.initializer.extend(kept)
+    replace(graph, nodes, constants)

@@ -6,6 +6,8 @@ fractions of the image so that it fits every input size, seeded by a constant:
 - 20 objects of random class, sides log-uniform from 6 % to 60 % of the image's, placed uniformly.
 - Objectness logits -5 + N(0, 1.2), plus 10 x IoU with the best object; deltas point 80 % of the way to an object overlapping
   by more than 0.3 (suppression then has crowds to thin out), N(0, 0.2) elsewhere.
+- Guided anchoring: location logits -6.5 + N(0, 1), plus 10 x IoU of the cell's square with the best object; shapes and deltas 80 %
+  of the way to an object overlapping by more than 0.15 (squares) and 0.3 (anchors); objectness as above, on the predicted anchors.
 - Regions: 30 % are objects with corners moved by N(0, 10 %) of a side, the rest background boxes (sides as above).
 - Class logits N(0, 1); background gets +6 in background regions; in object regions background gets +3 and the object's class
   +6 x (a uniform number): some are sure, some below the 0.05 threshold, some have a second class over it.
@@ -32,6 +34,8 @@ def block_inputs(spec: b.Spec, shapes: b.Shapes) -> list[np.ndarray]:
     """Float32 arrays to time one block with, one a shape."""
     if isinstance(spec, b.Proposals):
         return list(_proposal_maps(spec, shapes))
+    if isinstance(spec, b.GuidedProposals):
+        return list(_guided_maps(spec, shapes))
     if isinstance(spec, b.RoiPool):
         height, width = (side * spec.strides[0] for side in shapes[0][2:])
         return [*[normal(shape, 1.0) for shape in shapes[:-1]], _regions((height, width), shapes[-1][0])[0]]
@@ -46,7 +50,7 @@ def block_inputs(spec: b.Spec, shapes: b.Shapes) -> list[np.ndarray]:
 
 def replaced(spec: b.Spec, inputs: int) -> range:
     """Which of a block's inputs are read from the scene when a whole network is timed: those its time depends on."""
-    if isinstance(spec, (b.Proposals, *b.SUPPRESSIONS)):
+    if isinstance(spec, (*b.PROPOSERS, *b.SUPPRESSIONS)):
         return range(inputs)
     if isinstance(spec, b.Refine):
         return range(1)  # its boxes, of which there are as many as in the stage's pool
@@ -70,6 +74,30 @@ def _proposal_maps(spec: b.Proposals, shapes: b.Shapes) -> tuple[np.ndarray, ...
         scores.append(_as_map(score.reshape(height, width, count)))
         deltas.append(_as_map(delta.reshape(height, width, 4 * count)))
     return (*scores, *deltas)
+
+
+@lru_cache(maxsize=8)
+def _guided_maps(spec: b.GuidedProposals, shapes: b.Shapes) -> tuple[np.ndarray, ...]:
+    random = np.random.default_rng(SEED + 4)
+    objects, _ = _objects(spec.input)
+    kinds = [], [], [], []
+    for (_, _, height, width), stride in zip(shapes, spec.strides, strict=False):  # the maps of the other kinds come after
+        squares = level_anchors(spec.input, (height, width), stride, spec.scale, spec.ratios)
+        best, overlap = _best_overlap(squares, objects)
+        location = -6.5 + random.normal(0, 1, len(squares)) + 10 * overlap
+        sides = random.normal(0, 0.5, (len(squares), 2)) * spec.deviation
+        near = overlap > 0.15
+        sides[near] += 0.8 * _encode(squares[near], objects[best[near]])[:, 2:]
+        center, half = (squares[:, :2] + squares[:, 2:]) / 2, np.exp(sides) * (squares[:, 2:] - squares[:, :2]) / 2
+        anchors = np.concatenate([center - half, center + half], axis=1)
+        best, overlap = _best_overlap(anchors, objects)
+        score = -5 + random.normal(0, 1.2, len(anchors)) + 10 * overlap
+        delta = random.normal(0, 0.2, (len(anchors), 4))
+        near = overlap > 0.3
+        delta[near] += 0.8 * _encode(anchors[near], objects[best[near]]) * np.repeat(spec.weights, 2)
+        for kind, values in zip(kinds, (location, sides / spec.deviation, score, delta), strict=True):
+            kind.append(_as_map(values.reshape(height, width, -1)))
+    return tuple(array for kind in kinds for array in kind)
 
 
 @lru_cache(maxsize=8)
