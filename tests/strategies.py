@@ -101,16 +101,12 @@ def effdet_heads(draw) -> EffdetHead:
     )
 
 
-def rpns():
-    return st.builds(Rpn, st.integers(1, 50), st.integers(1, 16), st.integers(1, 100), st.integers(1, 3))
-
-
 @st.composite
-def c4s(draw, backbone) -> tuple[NoNeck, Rpn, C4Head]:
+def c4s(draw, backbone) -> tuple[NoNeck, Rpn | GuidedRpn, C4Head]:
     """Of a backbone that goes on behind level 2."""
     level = draw(st.integers(max(2, backbone.maps[0]), backbone.maps[-1] - 1))
     options = st.integers(1, 100), st.sampled_from(SUPPRESSIONS), st.sampled_from(["standard", "high"])
-    return NoNeck(level), draw(rpns()), draw(st.builds(C4Head, st.integers(1, 9), *options))
+    return NoNeck(level), draw(proposers()), draw(st.builds(C4Head, st.integers(1, 9), *options))
 
 
 @st.composite
@@ -135,7 +131,8 @@ def region_heads(draw) -> RoiHead | CascadeHead:
 
 @st.composite
 def proposers(draw) -> Rpn | GuidedRpn:
-    return draw(st.builds(draw(st.sampled_from([Rpn, GuidedRpn])), st.integers(1, 50), st.integers(1, 16), st.integers(1, 100)))
+    options = st.integers(1, 50), st.integers(1, 16), st.integers(1, 100)
+    return draw(st.builds(Rpn, *options, st.integers(1, 3)) | st.builds(GuidedRpn, *options))
 
 
 @st.composite

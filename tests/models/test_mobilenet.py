@@ -6,6 +6,7 @@ import torchvision
 
 from fastnas.blueprint import BlueprintError, MobileNetV2, expand, parse
 from fastnas.models import build
+from fastnas.models.convert import convert, find_format
 
 LAST = {1: 1, 2: 3, 3: 6, 4: 13, 5: 17}  # torchvision's block that makes each level
 
@@ -22,18 +23,20 @@ def test_parameters_are_those_of_torchvision(width):
 @torch.no_grad()
 def test_maps_equal_torchvisions():
     torch.manual_seed(0)
-    ours = build(parse("75x101/mobilenetv2:0.5,levels=1-5/fpn:8/effdet:0/classes:2"))
-    peer = torchvision.models.mobilenet_v2(width_mult=0.5).features[:18]
+    ours = build(parse("75x101/mobilenetv2:0.5,levels=1-5/fpn:8/effdet:0/classes:2")).eval()
+    whole = torchvision.models.mobilenet_v2(width_mult=0.5)
+    peer = whole.features[:18]
     for module in peer.modules():
         if isinstance(module, torch.nn.BatchNorm2d):  # statistics of real activations, so that nothing saturates
             module.momentum = None
     images = torch.randn(2, 3, 75, 101)
     peer.train()(images)
-    theirs = [tensor for name, tensor in peer.state_dict().items()]
-    own = {name: tensor for name, tensor in ours.state_dict().items() if name.startswith("backbone.")}
-    for mine, other in zip(own.values(), theirs, strict=True):  # both in order of execution
-        mine.copy_(other)
-    values, x, network = ours.eval().dense(images), images, ours.network
+    source = whole.state_dict()
+    assert find_format(source).blueprint(source).backbone.width == "0.5"
+    done = convert(source, ours).check_backbone()
+    assert all(name.startswith(("features.18.", "classifier.")) for name in done.unused)
+    ours.load_state_dict(done.state, strict=False)
+    values, x, network = ours.dense(images), images, ours.network
     peer.eval()
     found = network.blueprint.backbone.maps
     inputs = {block.name: use.inputs[0] for block, use in network.steps}

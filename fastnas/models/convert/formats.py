@@ -5,9 +5,10 @@ from fastnas.models.convert.effdet import EFFDET, TIMM_EFFICIENTNET
 from fastnas.models.convert.format import Format, Source
 from fastnas.models.convert.torchvision_detection import FASTER_RCNN, RETINANET
 from fastnas.models.convert.torchvision_efficientnet import EFFICIENTNET
+from fastnas.models.convert.torchvision_mobilenet import MOBILENET
 from fastnas.models.convert.torchvision_resnet import RESNET
 
-FORMATS: tuple[Format, ...] = (FASTER_RCNN, RETINANET, EFFDET, RESNET, EFFICIENTNET, TIMM_EFFICIENTNET)
+FORMATS: tuple[Format, ...] = (FASTER_RCNN, RETINANET, EFFDET, RESNET, EFFICIENTNET, MOBILENET, TIMM_EFFICIENTNET)
 
 
 def find_format(source: Source) -> Format:
