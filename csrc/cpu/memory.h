@@ -1,17 +1,12 @@
-// Ways to write results that are larger than the caches.
+// What the system should know of the memory of large results.
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
-#include <cstring>
 
 #include "../tensor.h"
 
 #if defined(__linux__)
 #include <sys/mman.h>
-#endif
-#if defined(__SSE2__)
-#include <emmintrin.h>
 #endif
 
 namespace fastnas {
@@ -27,29 +22,6 @@ inline void ask_for_large_pages(Tensor& result) {
   if (begin < end) (void)madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // a wish: failing is no harm
 #else
   (void)result;
-#endif
-}
-
-// Copies past the caches, which saves reading the target's lines first: for results of which nothing would still be in a cache
-// when they are used. After the last one, and before another thread reads: end_streaming().
-inline void stream(const void* from, void* to, int64_t bytes) {
-  const char* source = static_cast<const char*>(from);
-  char* target = static_cast<char*>(to);
-#if defined(__SSE2__)
-  const int64_t head = std::min<int64_t>(bytes, -reinterpret_cast<uintptr_t>(target) & 15);
-  std::memcpy(target, source, head);
-  int64_t i = head;
-  for (; i + 16 <= bytes; i += 16) {
-    _mm_stream_si128(reinterpret_cast<__m128i*>(target + i), _mm_loadu_si128(reinterpret_cast<const __m128i*>(source + i)));
-  }
-  std::memcpy(target + i, source + i, bytes - i);
-#else
-  std::memcpy(target, source, bytes);
-#endif
-}
-inline void end_streaming() {
-#if defined(__SSE2__)
-  _mm_sfence();
 #endif
 }
 

@@ -18,8 +18,7 @@ namespace {
 
 using namespace standardize;
 
-constexpr int64_t kTaskElements = 1 << 15;    // 128 KB of fp32, some tens of microseconds
-constexpr int64_t kStreamedBytes = 16 << 20;  // several times the second cache of a core
+constexpr int64_t kTaskElements = 1 << 15;  // 128 KB of fp32, some tens of microseconds
 
 // (stored as, computed in); the second is fp64 where any tensor of the call is.
 #define FASTNAS_FOR_TYPES(CASE) CASE(float, float) CASE(BFloat16, float) CASE(Float16, float) \
@@ -40,7 +39,7 @@ struct Task {
   int64_t first, last;  // rows
 };
 
-// body(layer, row, scratch of three rows) for every row of every layer.
+// body(layer, row, scratch of two rows) for every row of every layer.
 template <typename A, typename Body>
 void for_each_row(const std::vector<Filters>& filters, const Body& body) {
   std::vector<Task> tasks;
@@ -55,11 +54,10 @@ void for_each_row(const std::vector<Filters>& filters, const Body& body) {
     }
   }
   torch::stable::parallel_for(0, static_cast<int64_t>(tasks.size()), 1, [&](int64_t begin, int64_t end) {
-    std::vector<A> scratch(3 * largest);
+    std::vector<A> scratch(2 * largest);
     for (int64_t t = begin; t < end; ++t) {
       for (int64_t row = tasks[t].first; row < tasks[t].last; ++row) body(tasks[t].layer, row, scratch.data());
     }
-    end_streaming();
   });
 }
 
@@ -94,14 +92,6 @@ const A* load_row(const Filters& layer, const Rows<const S>& rows, int64_t row, 
   return scratch;
 }
 
-// Whether results of so many bytes go past the caches.
-template <typename T>
-bool are_streamed(const std::vector<Filters>& filters) {
-  int64_t numbers = 0;
-  for (const Filters& layer : filters) numbers += layer.rows * layer.size();
-  return numbers * static_cast<int64_t>(sizeof(T)) >= kStreamedBytes;
-}
-
 // mean, rstd and pull of every row of every layer
 template <typename A>
 struct StatsRows {
@@ -128,7 +118,6 @@ void forward(const std::vector<Filters>& filters, A eps, bool unbiased, std::vec
     const A* gain = filters[l].has_gain ? static_cast<const A*>(filters[l].gain.const_data_ptr()) : nullptr;
     layers.push_back({rows_of<S>(filters[l].weight), rows_to<T>(outs[l], filters[l]), gain});
   }
-  const bool streamed = are_streamed<T>(filters);
   for_each_row<A>(filters, [&](size_t l, int64_t row, A* scratch) {
     const Filters& shape = filters[l];
     const Layer& layer = layers[l];
@@ -138,9 +127,7 @@ void forward(const std::vector<Filters>& filters, A eps, bool unbiased, std::vec
     const FilterStats<A> of_row = filter_stats(job.mean, job.squares, shape.size(), eps, unbiased);
     stats_rows.set(shape.first_row + row, of_row);
     const A factor = static_cast<A>(shape.scale) * (layer.gain ? layer.gain[row] : A(1));
-    T* out = streamed ? reinterpret_cast<T*>(scratch + shape.size()) : layer.out.row(row);
-    write(WriteJob<A, T>{values, shape.size(), of_row.mean, of_row.rstd * factor, out});
-    if (streamed) stream(out, layer.out.row(row), shape.size() * sizeof(T));
+    write(WriteJob<A, T>{values, shape.size(), of_row.mean, of_row.rstd * factor, layer.out.row(row)});
   });
 }
 
@@ -162,7 +149,6 @@ void backward(const std::vector<Filters>& filters, const std::vector<Tensor>& gr
                       shape.has_gain ? static_cast<const A*>(shape.gain.const_data_ptr()) : nullptr,
                       shape.has_gain ? static_cast<A*>(gain_grads[l].mutable_data_ptr()) : nullptr});
   }
-  const bool streamed = are_streamed<S>(filters);
   for_each_row<A>(filters, [&](size_t l, int64_t row, A* scratch) {
     const Filters& shape = filters[l];
     const Layer& layer = layers[l];
@@ -177,9 +163,8 @@ void backward(const std::vector<Filters>& filters, const std::vector<Tensor>& gr
     if (layer.gain) layer.gain_grad[row] = scale * with_what;
     const FilterGradient<A> slopes =
         filter_gradient(of_row, scale * (layer.gain ? layer.gain[row] : A(1)), job.grad_sum, with_what, size);
-    S* out = streamed ? reinterpret_cast<S*>(scratch + 2 * size) : layer.weight_grad.row(row);
-    spread(SpreadJob<A, S>{values, grad, size, of_row.mean, slopes.grad_slope, slopes.weight_slope, slopes.offset, out});
-    if (streamed) stream(out, layer.weight_grad.row(row), size * sizeof(S));
+    spread(SpreadJob<A, S>{values, grad, size, of_row.mean, slopes.grad_slope, slopes.weight_slope, slopes.offset,
+                           layer.weight_grad.row(row)});
   });
 }
 
@@ -204,6 +189,7 @@ std::tuple<std::vector<Tensor>, Tensor> standardize_weights(
   check_options(channels_last, weights.size(), eps, dtype);
   const std::vector<Filters> filters = describe_filters(weights, gains, scales, wide);
   std::vector<Tensor> outs = empty_outputs(filters, dtype, channels_last);
+  for (Tensor& out : outs) ask_for_large_pages(out);
   Tensor stats = empty_stats(filters, wide);
   with_types(weights[0].scalar_type(), "weights", dtype, "dtype", [&](auto s, auto t, auto a) {
     forward<decltype(s), decltype(t), decltype(a)>(filters, static_cast<decltype(a)>(eps), unbiased, outs, stats);
@@ -221,6 +207,7 @@ std::tuple<std::vector<Tensor>, std::vector<Tensor>> standardize_weights_backwar
   std::vector<Filters> filters = describe_filters(weights, gains, scales, wide);
   place_in_stats(filters, stats, first_rows, wide);
   std::vector<Tensor> weight_grads = empty_weight_grads(filters);
+  for (Tensor& weight_grad : weight_grads) ask_for_large_pages(weight_grad);
   std::vector<Tensor> gain_grads = empty_gain_grads(filters, wide);
   with_types(weights[0].scalar_type(), "weights", grads[0].scalar_type(), "grads", [&](auto s, auto g, auto a) {
     backward<decltype(s), decltype(g), decltype(a)>(filters, dense, stats, weight_grads, gain_grads);
