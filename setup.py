@@ -157,18 +157,18 @@ def architecture_flags(requested: str | None, known: set[str]) -> list[str]:
 
 
 def extensions() -> list[Extension]:
-    """CUDA first: the CPU library records what became of it."""
-    headers = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/**/*.*h"))
-    depends = [*headers, "setup.py"]
+    """CUDA first: the CPU library records what became of it. A library depends on its own headers and on those that all share."""
 
-    def library(name: str, patterns: list[str]) -> Extension:
+    def library(name: str, folder: str, patterns: list[str]) -> Extension:
+        headers = [*ROOT.glob("csrc/*.h"), *ROOT.glob(f"csrc/{folder}/*.*h")]
+        depends = sorted(str(path.relative_to(ROOT)) for path in headers)
         sources = sorted(str(path.relative_to(ROOT)) for pattern in patterns for path in ROOT.glob(pattern))
         return Extension(name, sources, depends=depends)
 
     return [
-        library(CUDA, ["csrc/record.cpp", "csrc/cuda/*.cu"]),
-        library(CPU, ["csrc/record.cpp", "csrc/library.cpp", "csrc/cpu/*.cpp"]),
-        library(CORE, ["csrc/core/*.cpp"]),
+        library(CUDA, "cuda", ["csrc/record.cpp", "csrc/cuda/*.cu"]),
+        library(CPU, "cpu", ["csrc/record.cpp", "csrc/library.cpp", "csrc/cpu/*.cpp"]),
+        library(CORE, "core", ["csrc/core/*.cpp"]),
     ]
 
 
