@@ -157,6 +157,8 @@ def test_retinanet_computes_the_same_maps():
     heads = peer.head.classification_head, peer.head.regression_head
     for layer in (*heads[0].conv, *heads[1].conv):
         nn.init.kaiming_normal_(layer[0].weight)
+    for layer in (heads[0].cls_logits, heads[1].bbox_reg):  # so that the coarsest level differs from the bias
+        nn.init.normal_(layer.weight, std=1.0)
     blueprint = find_format(peer.state_dict()).blueprint(peer.state_dict())
     assert blueprint.text == "800x1333/basic:1-2-2-2/fpn:256,levels=3-7,extra=conv-p/retinanet:4,background=yes/classes:3"
     done = convert(peer.state_dict(), ours := build(blueprint.replace(input=SIZE)).eval())
