@@ -1,10 +1,8 @@
 """Whole detectors, image to detections: every preset against the package that its network is known from, with the same weights.
 
 `effdet`: its models with its own selection and suppression (DetBenchPredict). `torchvision`: its detection models. Both as they
-come and in channels-last. Presets that no package builds are timed alone. Parameters and multiply-adds of both stand in the facts
+come and in channels-last. Presets that neither package builds are left out. Parameters and multiply-adds of both stand in the facts
 of a row: ours as `fastnas.blueprint` counts them, the peer's as `torch.utils.flop_counter` saw them run.
-
-The widest presets take minutes a row: `--only "efficientdet-d0 "` looks at one.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,7 +21,7 @@ from fastnas.train.precision import autocast
 
 try:
     import effdet
-except ImportError:  # then its presets are timed alone
+except ImportError:  # then its presets are left out
     effdet = None
 
 GOAL = 1.0  # at least as fast
@@ -32,42 +30,41 @@ SIZE = 800, 1312  # of torchvision's images: multiples of 32 within its limits, 
 Detect = Callable[[Tensor], object]
 
 
-def peer_of(name: str, blueprint: Blueprint) -> tuple[str, nn.Module, Callable[[nn.Module], Detect]] | None:
-    """(package, its model, model -> what detects in a batch of images); None: no package builds this one."""
+def peer_of(name: str, blueprint: Blueprint) -> tuple[str, nn.Module, Callable[[nn.Module], Detect]]:
+    """(package, its model, model -> what detects in a batch of images)."""
     if name in TORCHVISION:
         size = {"min_size": min(blueprint.input), "max_size": max(blueprint.input)}
         model = TORCHVISION[name](weights=None, weights_backbone=None, image_mean=[0.0] * 3, image_std=[1.0] * 3, **size)
         return "torchvision", model, lambda model: lambda images: model(list(images))
-    if name.startswith("efficientdet-") and effdet is not None:
-        config = effdet.get_efficientdet_config(f"tf_{name.replace('-', '_')}")
-        config.image_size = blueprint.input
-        return "effdet", effdet.EfficientDet(config, pretrained_backbone=False), effdet.DetBenchPredict
-    return None
+    config = effdet.get_efficientdet_config(f"tf_{name.replace('-', '_')}")
+    config.image_size = blueprint.input
+    return "effdet", effdet.EfficientDet(config, pretrained_backbone=False), effdet.DetBenchPredict
 
 
 def preset_case(name: str, blueprint: Blueprint, device: torch.device) -> Case:
     torch.manual_seed(0)
     network, ours = expand(blueprint), build(blueprint)
+    package, model, detects = peer_of(name, blueprint)
+    source = model.state_dict()
+    done = convert(source, ours, find_format(source))
+    assert done.complete, (name, done.left)
+    ours.load_state_dict(done.state)
+    ours, model = ours.eval().to(device, memory_format=torch.channels_last), model.eval().to(device)
     images = torch.randn(1, 3, *blueprint.input, device=device)
     last = images.contiguous(memory_format=torch.channels_last)
-    facts = {"params": network.params, "macs": network.macs}
-    runs: dict[str, Callable[[], object]] = {}
-    if peer := peer_of(name, blueprint):
-        package, model, detects = peer
-        source = model.state_dict()
-        done = convert(source, ours, find_format(source))
-        assert done.complete, (name, done.left)
-        ours.load_state_dict(done.state)
-        model = model.eval().to(device)
-        facts[f"{package}_params"] = sum(parameter.numel() for parameter in model.parameters())
-        facts[f"{package}_macs"] = macs(detects(model), images)
-        runs[package] = run(detects(model), images)
-        runs[f"{package} channels-last"] = run(detects(deepcopy(model).to(memory_format=torch.channels_last)), last)
-    ours = ours.eval().to(device, memory_format=torch.channels_last)
-    size = "x".join(map(str, images.shape))
-    dtype = "fp32" if device.type == "cpu" else "bf16"
-    candidates = {"fastnas": run(ours, last), **runs}
-    return Case("detect", f"{name} {size}", dtype, "nhwc", "forward", candidates, goal=GOAL if runs else None, facts=facts)
+    candidates = {
+        "fastnas": run(ours, last),
+        package: run(detects(model), images),
+        f"{package} channels-last": run(detects(deepcopy(model).to(memory_format=torch.channels_last)), last),
+    }
+    facts = {
+        "params": network.params,
+        f"{package}_params": sum(parameter.numel() for parameter in model.parameters()),
+        "macs": network.macs,
+        f"{package}_macs": macs(detects(model), images),
+    }
+    size, dtype = "x".join(map(str, images.shape)), "fp32" if device.type == "cpu" else "bf16"
+    return Case("detect", f"{name} {size}", dtype, "nhwc", "forward", candidates, goal=GOAL, facts=facts)
 
 
 def run(detect: Detect, images: Tensor) -> Callable[[], object]:
@@ -87,7 +84,10 @@ def macs(detect: Detect, images: Tensor) -> int:
 
 def cases(device: torch.device) -> Iterator[Case]:
     for name, blueprint in PRESETS.items():
-        yield preset_case(name, blueprint.replace(input=SIZE) if name in TORCHVISION else blueprint, device)
+        if name in TORCHVISION:
+            yield preset_case(name, blueprint.replace(input=SIZE), device)
+        elif name.startswith("efficientdet-") and effdet is not None:
+            yield preset_case(name, blueprint, device)
 
 
 if __name__ == "__main__":
