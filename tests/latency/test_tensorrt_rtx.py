@@ -25,13 +25,18 @@ NETWORKS = [  # between them, every kind of block
     "64x96/basic:1-2-1,base=16/fpn:16,levels=3-5,extra=conv-p/retinanet:1,detections=10/classes:3",
     "64x96/basic:1-2,base=16/fpn:16/garpn:20,topk=50/rcnn:16,detections=10,quality=high/classes:3",
     "64x96/efficientnet:0.5x0.4/bifpn:16,repeats=1,levels=3-6/effdet:1,detections=10/classes:3",
+    "64x96/mobilenetv2:0.25/fpn:16/rpn:20,topk=50/rcnn:16,detections=10/classes:3",
+    "64x96/basic:1-2,base=16,parallel=0-1/fpn:16/rpn:20,topk=50/rcnn:16,detections=10/classes:3",
+    "64x96/basic:1-2-2,base=16/none:3/rpn:20,topk=50/c4:4,detections=10/classes:3",
 ]
 SUPPRESSES = *b.PROPOSERS, *b.SUPPRESSIONS  # parsed, but TensorRT-RTX has nothing that runs NMS
 POOLS = b.RoiPool  # its plugin asks for a GPU as soon as it is created
+DEFORMS = b.GuidedHead  # deformable convolution is a plugin of TensorRT that TensorRT-RTX does not have
 
 
 def workloads() -> list[BlockWorkload]:
-    pairs = dict.fromkeys(pair for text in NETWORKS for pair in expand(parse(text)).prices())
+    blocks = [pair for text in NETWORKS for pair in expand(parse(text)).prices()]
+    pairs = dict.fromkeys([*blocks, *(layer for spec, shapes in blocks for layer in spec.operators(shapes))])  # single layers too
     one_of_a_kind = {(type(spec), getattr(spec, "kind", ""), getattr(spec, "stride", 0)): (spec, shapes) for spec, shapes in pairs}
     return [BlockWorkload(spec, shapes) for spec, shapes in one_of_a_kind.values()]
 
@@ -63,9 +68,15 @@ def test_every_kind_of_block_is_here():
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
-@pytest.mark.parametrize("workload", [w for w in WORKLOADS if not isinstance(w.spec, (*SUPPRESSES, POOLS))], ids=str)
+@pytest.mark.parametrize("workload", [w for w in WORKLOADS if not isinstance(w.spec, (*SUPPRESSES, POOLS, DEFORMS))], ids=str)
 def test_blocks_are_built(logger, workload, precision):
     assert len(build_plan(trt, logger, bytes_of(workload, precision), SETTINGS)) > 1000
+
+
+@pytest.mark.parametrize("workload", [w for w in WORKLOADS if isinstance(w.spec, DEFORMS)], ids=lambda w: w.spec.op)
+def test_deformable_convolution_is_refused_by_rtx(logger, network, workload):
+    with pytest.raises(FastnasError, match="DeformConv.*Plugin not found"):
+        tensorrt_builder.parse(trt, logger, network, bytes_of(workload, "fp32"))
 
 
 @pytest.mark.parametrize("workload", [w for w in WORKLOADS if isinstance(w.spec, SUPPRESSES)], ids=lambda w: w.spec.op)
