@@ -40,7 +40,8 @@ def conv(cin: int, cout: int, kernel: int, stride: int = 1, groups: int = 1, bia
 
 
 class AddAct(nn.Module):
-    """Addition of a residual and relu: what a `BatchNormAct` does besides, once its norm is folded into a convolution."""
+    """Addition of a residual and relu, both written into `x`: what a `BatchNormAct` does besides, once its norm is folded into a
+    convolution."""
 
     def __init__(self, activation: str):
         super().__init__()
@@ -48,7 +49,7 @@ class AddAct(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         if residual is not None:
-            x = x + residual
+            x += residual  # a map of its own, not yet in the cache, would cost more than the addition
         return F.relu(x, inplace=True) if self.activation == "relu" else x
 
 

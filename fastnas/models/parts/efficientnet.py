@@ -56,7 +56,7 @@ class MobileBlock(nn.Module):
         scale = F.silu(self.squeeze(x.mean((2, 3), keepdim=True)), inplace=True)
         x = x * self.excite(scale).sigmoid()
         x = self.norm3(self.conv3(x))
-        return x + shortcut if self.adds else x
+        return x.add_(shortcut) if self.adds else x
 
     def initialize(self) -> None:
         initialize_efficientnet(self)

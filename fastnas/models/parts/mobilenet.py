@@ -47,7 +47,7 @@ class InvertedResidual(nn.Module):
             x = F.relu6(self.norm1(self.conv1(x)), inplace=True)
         x = F.relu6(self.norm2(self.conv2(x)), inplace=True)
         x = self.norm3(self.conv3(x))
-        return x + shortcut if self.adds else x
+        return x.add_(shortcut) if self.adds else x
 
     def initialize(self) -> None:
         initialize_convs(self)
