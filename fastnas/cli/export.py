@@ -23,7 +23,7 @@ class Batch(click.ParamType):
 @click.option("--weights", required=True, metavar="FILE", type=click.Path(), help="What train, search or convert wrote.")
 @click.option("--out", required=True, metavar="FILE", type=click.Path(), help="NAME.onnx, or NAME.engine for TensorRT.")
 @click.option("--raw", is_flag=True, help="Without the suppression at the end: the outputs are what it reads.")
-@click.option("--batch", metavar="N|dynamic", type=Batch(), default=1, help="Images a run (default 1); any number needs --raw.")
+@click.option("--batch", metavar="N|dynamic", type=Batch(), default=1, help="Images a run: N (default 1) or any number.")
 @click.option("--target", type=click.Choice(["onnxruntime", "tensorrt"]), help="Who takes the graph (default: the first).")
 @click.option("--precision", type=click.Choice(["fp32", "fp16"]), default="fp32", help="Of the inside (default fp32).")
 @click.option("--engine", metavar="NAME[:PRECISION]", default="tensorrt", help="What builds NAME.engine (default: tensorrt).")

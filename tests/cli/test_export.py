@@ -57,7 +57,7 @@ def test_lines_for_people(folder, inside):
     [
         (["export", "--weights", "none.safetensors", "--out", "d.onnx"], "no weights file"),
         (["export", "--weights", "w.safetensors", "--out", "d.pt"], "end in .onnx, .engine or .plan"),
-        (["export", "--weights", "w.safetensors", "--out", "d.onnx", "--batch", "dynamic"], "rpn.proposals works on one"),
+        ("export --weights w.safetensors --out d.onnx --target tensorrt --batch dynamic".split(), "rpn.proposals for any"),
         (["export", "--weights", "w.safetensors", "--out", "d.onnx", "--batch", "0"], "--batch"),
         (["export", "--weights", "w.safetensors", "--out", "d.engine", "--precision", "fp16"], "--engine tensorrt:fp16"),
         (["export", "--weights", "w.safetensors", "--out", "no/d.onnx"], "no folder"),

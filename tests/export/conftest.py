@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from fastnas.blueprint import parse
@@ -32,6 +34,16 @@ def weights(tmp_path_factory):
 @pytest.fixture
 def photographs(bccd) -> list[Path]:
     return sorted((bccd / "images").glob("*.jpg"))[:3]
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory) -> list[Path]:
+    """Two of blurred noise, on which no score is so near 1 that detections tie."""
+    folder, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    for index in range(2):
+        noise = Image.fromarray(rng.integers(0, 256, (40, 50, 3), np.uint8)).resize((131, 97), Image.Resampling.BILINEAR)
+        noise.save(folder / f"{index}.png")
+    return sorted(folder.iterdir())
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ from fastnas.errors import FastnasError, InputError
 from fastnas.export import onnx_file
 from fastnas.export.onnx_file import Form, export_onnx, output_shapes, write_onnx
 from fastnas.export.predictor import OnnxPredictor, TorchPredictor, open_predictor, predict
+from fastnas.export.session import OnnxSession
 from tests.export.conftest import CLASSES, TEXTS
 
 FORMS = [Form(), Form(raw=True, batch=2)]
@@ -36,8 +37,10 @@ def test_photographs_give_the_same_detections(weights, photographs, tmp_path, na
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_any_number_of_images(weights, precision):
-    exported = export_onnx(weights("one-stage"), Form(raw=True, batch=None, precision=precision))
+@pytest.mark.parametrize("raw", [False, True])
+@pytest.mark.parametrize("name", TEXTS)
+def test_any_number_of_images(weights, pictures, name, raw, precision):
+    exported = export_onnx(weights(name), Form(raw=raw, batch=None, precision=precision), images=pictures)
     assert all(shape[0] == "batch" for shape in output_shapes(exported.model).values())
     predictor = OnnxPredictor(exported.model.SerializeToString())
     images = torch.randint(0, 256, (5, 3, *predictor.blueprint.input), dtype=torch.uint8)
@@ -45,6 +48,21 @@ def test_any_number_of_images(weights, precision):
     for one, other in zip(whole, alone, strict=True):
         torch.testing.assert_close(one["scores"], other["scores"], atol=1e-3, rtol=0)
     assert predictor.find(images[:0]) == []
+
+
+def test_half_precision_computes_the_same_for_any_number_of_images(weights):
+    """What a Loop holds is in the types that it has when it is written out."""
+    images = torch.randint(0, 256, (2, 3, *parse(TEXTS["two-stage"]).input), generator=torch.Generator().manual_seed(0)).float()
+    models = [export_onnx(weights("two-stage"), Form(raw=True, batch=batch, precision="fp16")).model for batch in (2, None)]
+    types = [{output.name: output.type.tensor_type.elem_type for output in model.graph.output} for model in models]
+    assert types[0] == types[1]
+    fixed, dynamic = (OnnxSession(model.SerializeToString()).run(images.numpy()) for model in models)
+    for name, value in fixed.items():
+        np.testing.assert_allclose(dynamic[name], value, atol=5e-3, err_msg=name)
+    body = next(node for node in models[1].graph.node if node.op_type == "Loop").attribute[0].g
+    assert any(node.op_type == "Gemm" for node in body.node)
+    halves = {tensor.name for tensor in models[1].graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT16}
+    assert all(node.input[1] in halves for node in body.node if node.op_type == "Gemm")
 
 
 def test_fewer_images_than_the_file_takes(weights):

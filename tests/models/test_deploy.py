@@ -7,12 +7,16 @@ import pytest
 import torch
 
 from fastnas.blueprint import PRESETS, expand, parse
+from fastnas.blueprint.wiring import DETECTIONS
 from fastnas.errors import InputError
 from fastnas.models import build
 from fastnas.models.onnx import deployed_model, map_outputs, raw_outputs
 from fastnas.models.pixels import MEAN, STD, scale_and_shift
 
 TWO = "64x96/basic:1-2,base=8,norm=gn/fpn:16/rpn:20,topk=50/rcnn:16,detections=10/classes:3"
+C4 = "75x101/basic:11-21-21-21,base=16/none:4/rpn:20,scale=2,sizes=3/c4:14,detections=10/classes:3"
+GUIDED = "64x96/basic:1-2,base=8/fpn:8/garpn:20/rcnn:16,detections=10/classes:3"
+CASCADE = "64x96/basic:1-2,base=8/fpn:16/rpn:20/cascade:2,hidden=16,detections=10/classes:3"
 ONE = "75x101/efficientnet:0.25x0.2/bifpn:16,repeats=1,levels=3-6/effdet:1,detections=10/classes:3"
 
 
@@ -86,8 +90,33 @@ def test_what_lies_where():
         assert map_outputs(expand(blueprint)), name
 
 
-def test_blocks_that_work_on_one_image_are_named():
-    for text, block in ((TWO, "rpn.proposals"), (ONE, "head.detections")):
-        detector = build(parse(text))
-        with pytest.raises(InputError, match=f"{block} works on one"):
-            deployed_model(detector.network, state(detector), batch=None)
+@pytest.mark.parametrize("text", [TWO, ONE, C4, GUIDED, CASCADE])
+def test_any_number_of_images_is_detected_as_one_after_the_other(text):
+    torch.manual_seed(1)
+    detector = build(parse(text)).eval()
+    network, weights = detector.network, state(detector)
+    images = pixels(3, network.blueprint.input)
+    for outputs in (DETECTIONS, raw_outputs(network)):
+        one = deployed_model(network, weights, outputs)
+        model = deployed_model(network, weights, outputs, batch=None)
+        assert all(output.type.tensor_type.shape.dim[0].dim_param == "batch" for output in model.graph.output)
+        for count in (1, 3):
+            several = run(model, images[:count])
+            for index in range(count):
+                for name, value in run(one, images[index : index + 1]).items():
+                    np.testing.assert_allclose(several[name][index], value[0], rtol=1e-4, atol=1e-3)
+
+
+def test_weights_are_stored_once_for_any_number_of_images():
+    detector = build(parse(TWO))
+    one, any_number = (deployed_model(detector.network, state(detector), batch=batch) for batch in (1, None))
+    assert any_number.ByteSize() < one.ByteSize() + 5000
+
+
+@pytest.mark.parametrize(("text", "block"), [(TWO, "rpn.proposals"), (ONE, "head.detections")])
+def test_a_static_graph_repeats_no_block(text, block):
+    detector = build(parse(text))
+    with pytest.raises(InputError, match=f"{block} for any number of images: give the number"):
+        deployed_model(detector.network, state(detector), batch=None, static=True)
+    outputs = map_outputs(detector.network)
+    assert deployed_model(detector.network, state(detector), outputs, batch=None, static=True).graph.node

@@ -1,6 +1,6 @@
 """Models in a later opset than they were written in."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 import onnx
@@ -16,7 +16,7 @@ def raise_opset(model: onnx.ModelProto, version: int) -> None:
         return
     graph = model.graph
     constants = {tensor.name: tensor for tensor in graph.initializer}
-    for node in graph.node:
+    for node in walk(graph.node):
         if node.op_type == "Split" and len(node.input) == 1:
             node.attribute.append(helper.make_attribute("num_outputs", len(node.output)))
         axes = next((attribute for attribute in node.attribute if attribute.name == "axes"), None)
@@ -32,9 +32,22 @@ def raise_opset(model: onnx.ModelProto, version: int) -> None:
 
 def replace(graph: onnx.GraphProto, nodes: list[NodeProto], constants: Mapping[str, TensorProto]) -> None:
     """Gives the graph these nodes, and those of the constants that they read."""
-    read = {name for node in nodes for name in node.input}
+    read = {name for node in walk(nodes) for name in node.input}
     kept = [constant for name, constant in constants.items() if name in read]
     copies = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
     del graph.node[:], graph.initializer[:]
     graph.node.extend(copies)
     graph.initializer.extend(kept)
+
+
+def walk(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
+    """These nodes, each followed by those of the graph inside it."""
+    for node in nodes:
+        yield node
+        if (body := body_of(node)) is not None:
+            yield from walk(body.node)
+
+
+def body_of(node: NodeProto) -> onnx.GraphProto | None:
+    """The graph that a Loop repeats; None for other nodes."""
+    return next((attribute.g for attribute in node.attribute if attribute.name == "body"), None)

@@ -8,13 +8,13 @@ int8: fp16, and around every convolution and linear layer explicit quantization 
       Scales of activations are the same everywhere unless given: they change numbers, not time.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from fastnas.models.onnx.opset import raise_opset, replace
+from fastnas.models.onnx.opset import body_of, raise_opset, replace, walk
 
 FLOAT, HALF = TensorProto.FLOAT, TensorProto.FLOAT16
 COMPUTES = {"Conv", "ConvTranspose", "Gemm", "MatMul", "InstanceNormalization", "BatchNormalization", "LayerNormalization"}
@@ -56,49 +56,84 @@ def _unfold(graph: onnx.GraphProto) -> None:
 
 def _types(model: onnx.ModelProto) -> dict[str, int]:
     """Element type of every value."""
-    graph = onnx.shape_inference.infer_shapes(model).graph
-    infos = (*graph.input, *graph.output, *graph.value_info)
-    return {info.name: info.type.tensor_type.elem_type for info in infos} | {t.name: t.data_type for t in graph.initializer}
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    types: dict[str, int] = {}
+    for graph in (inferred, *(body for node in walk(inferred.node) if (body := body_of(node)) is not None)):
+        infos = (*graph.input, *graph.output, *graph.value_info)
+        types |= {info.name: info.type.tensor_type.elem_type for info in infos} | {t.name: t.data_type for t in graph.initializer}
+    return types
 
 
 def _halve(graph: onnx.GraphProto, types: Mapping[str, int]) -> None:
-    constants = {tensor.name: tensor for tensor in graph.initializer}
-    halves: set[str] = set()  # values that are float16 now
-    casts: dict[tuple[str, int], str] = {}
-    nodes: list[NodeProto] = []
+    halving = _Halving(types, {tensor.name: tensor for tensor in graph.initializer})
     for info in graph.input:
         if _is_map(info):
             info.type.tensor_type.elem_type = HALF
-            halves.add(info.name)
+            halving.halves.add(info.name)
+    nodes = halving.convert(graph.node)
+    _halve_outputs(graph, nodes, halving.halves)
+    replace(graph, nodes, halving.constants)
 
-    def converted(name: str, to: int) -> str:
-        """`name` in this type, converted once for all who ask."""
-        if (name in halves) == (to == HALF):
-            return name
-        if (name, to) not in casts:
-            casts[name, to] = new = f"{name}.{'fp16' if to == HALF else 'fp32'}"
-            if name in constants:
-                constants[new] = numpy_helper.from_array(numpy_helper.to_array(constants[name]).astype(np.float16), new)
-            else:
-                nodes.append(helper.make_node("Cast", [name], [new], name=f"Cast.{new}", to=to))
-        return casts[name, to]
 
-    for node in graph.node:
-        floats = [index for index, name in enumerate(node.input) if types.get(name) == FLOAT]
+class _Halving:
+    """types: of every value. constants: of the outermost graph, which all graphs inside it read. halves: values in float16 now."""
+
+    def __init__(self, types: Mapping[str, int], constants: dict[str, TensorProto]):
+        self.types, self.constants = types, constants
+        self.halves: set[str] = set()
+
+    def convert(self, given: Iterable[NodeProto], outer: Mapping[tuple[str, int], str] | None = None) -> list[NodeProto]:
+        """The nodes of one graph, changed, with the casts that they need. outer: casts of the graphs around it."""
+        casts, nodes = dict(outer or {}), []
+
+        def converted(name: str, to: int) -> str:
+            """`name` in this type, converted once for all who ask."""
+            if (name in self.halves) == (to == HALF):
+                return name
+            if (name, to) not in casts:
+                casts[name, to] = new = f"{name}.{'fp16' if to == HALF else 'fp32'}"
+                if name in self.constants:
+                    half = numpy_helper.to_array(self.constants[name]).astype(np.float16)
+                    self.constants[new] = numpy_helper.from_array(half, new)
+                else:
+                    nodes.append(helper.make_node("Cast", [name], [new], name=f"Cast.{new}", to=to))
+            return casts[name, to]
+
+        for node in given:
+            if (body := body_of(node)) is not None:
+                self._repeat(node, body, casts)
+                nodes.append(node)
+                continue
+            to = self._type(node)
+            for index in self._floats(node):
+                node.input[index] = converted(node.input[index], to)
+            nodes.append(node)
+            if to == HALF:
+                self.halves.update(name for name in node.output if self.types.get(name) == FLOAT)
+        return nodes
+
+    def _repeat(self, loop: NodeProto, body: onnx.GraphProto, casts: Mapping[tuple[str, int], str]) -> None:
+        """A Loop gives its results as its body makes them."""
+        nodes = self.convert(body.node, casts)
+        del body.node[:], body.value_info[:]
+        body.node.extend(nodes)
+        for info, name in zip(body.output[1:], loop.output, strict=True):  # the first says whether it goes on
+            if info.name in self.halves:
+                info.type.tensor_type.elem_type = HALF
+                self.halves.add(name)
+
+    def _type(self, node: NodeProto) -> int:
+        data = [name for name in (node.input[index] for index in self._floats(node)) if name not in self.constants]
+        follows = node.op_type in FOLLOWS and data and self.halves.issuperset(data)
+        return HALF if node.op_type in COMPUTES or follows else FLOAT
+
+    def _floats(self, node: NodeProto) -> list[int]:
+        """Which inputs are data in a floating type."""
         if node.op_type in ANY_TYPE:
-            floats = []
-        elif node.op_type == "Resize":
-            floats = [0]  # the scales stay float32
-        data = [node.input[index] for index in floats if node.input[index] not in constants]
-        follows = node.op_type in FOLLOWS and data and halves.issuperset(data)
-        to = HALF if node.op_type in COMPUTES or follows else FLOAT
-        for index in floats:
-            node.input[index] = converted(node.input[index], to)
-        nodes.append(node)
-        if to == HALF:
-            halves.update(name for name in node.output if types.get(name) == FLOAT)
-    _halve_outputs(graph, nodes, halves)
-    replace(graph, nodes, constants)
+            return []
+        if node.op_type == "Resize":
+            return [0]  # the scales stay float32
+        return [index for index, name in enumerate(node.input) if self.types.get(name) == FLOAT]
 
 
 def _halve_outputs(graph: onnx.GraphProto, nodes: list[NodeProto], halves: set[str]) -> None:
@@ -107,11 +142,11 @@ def _halve_outputs(graph: onnx.GraphProto, nodes: list[NodeProto], halves: set[s
         if info.name in halves:
             info.type.tensor_type.elem_type = HALF
         elif _is_map(info) and info.type.tensor_type.elem_type == FLOAT:
-            inner = f"{info.name}.fp32"
-            for node in nodes:
+            whole = f"{info.name}.fp32"
+            for node in walk(nodes):
                 for names in (node.input, node.output):
-                    names[:] = [inner if name == info.name else name for name in names]
-            nodes.append(helper.make_node("Cast", [inner], [info.name], name=f"Cast.{info.name}", to=HALF))
+                    names[:] = [whole if name == info.name else name for name in names]
+            nodes.append(helper.make_node("Cast", [whole], [info.name], name=f"Cast.{info.name}", to=HALF))
             info.type.tensor_type.elem_type = HALF
 
 
