@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+TENSORRT := 10.16.1.11 11.4.0.106# whose Python bindings the tests read
 INPUTS := setup.py pyproject.toml constraints.txt $(shell find csrc -type f)
 DEMO_OUT := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
@@ -41,6 +42,10 @@ $(STAMP): $(INPUTS)
 	  echo "make: $$chosen cannot make a virtual environment: install its venv module (Debian, Ubuntu: apt-get install python3-venv)" >&2; exit 1; }; fi
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt setuptools pybind11 torch
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[test]'
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt tensorrt-rtx && \
+	  for version in $(TENSORRT); do $(BIN)/python -m pip download -q --disable-pip-version-check --no-deps -d $(VENV)/tensorrt-wheels \
+	    tensorrt-cu13-bindings==$$version || exit 1; done || \
+	  echo "make: no TensorRT-RTX or no bindings of TensorRT for this machine: their tests will be skipped"
 	@touch $@
 
 clean:
