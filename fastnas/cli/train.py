@@ -65,6 +65,7 @@ class _Progress:
         self.epochs, self.begin, self.told = epochs, time.monotonic(), 0
 
     def __call__(self, share: float) -> None:
+        share = min(share, 1.0)  # the last step may go over the end
         if (tenth := int(10 * share)) > self.told:
             self.told = tenth
             left = (time.monotonic() - self.begin) * (1 - share) / share

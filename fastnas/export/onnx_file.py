@@ -83,7 +83,8 @@ def _check(detector: Detector, model: onnx.ModelProto, description: Description,
     found = OnnxPredictor(model.SerializeToString()).find(images)
     maps = _model(detector, names, form)
     values = OnnxSession(maps.SerializeToString()).run(images.numpy())
-    return compare(reference(detector, images, names), values, found, form.precision)
+    kept = detector.network.steps[-1][0].spec.detections
+    return compare(reference(detector, images, names), values, found, form.precision, kept)
 
 
 def output_shapes(model: onnx.ModelProto) -> dict[str, list[int | str]]:

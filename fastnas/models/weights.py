@@ -60,7 +60,7 @@ def load_weights(path: Path | str) -> tuple[Blueprint, list[str], dict[str, Tens
     except FileNotFoundError:
         raise InputError(f"no weights file {path}") from None
     except (safetensors.SafetensorError, OSError) as error:
-        raise InputError(f"cannot read the weights {path}: {error}") from None
+        raise InputError(f"cannot read the weights {path}: {error}; expected .safetensors of train, search or convert") from None
     if metadata.get("format") != "fastnas":
         raise InputError(f"{path} does not name its blueprint: it was not written by fastnas")
     try:
