@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from fastnas.blueprint import Lineage
 from fastnas.errors import FastnasError
 from fastnas.models.detector import Detector
-from fastnas.models.parts.efficientnet import MobileBlock
 from fastnas.models.parts.fpn import FpnLevel
-from fastnas.models.parts.mobilenet import InvertedResidual
+from fastnas.models.parts.mobile import InvertedBottleneck
 from fastnas.models.parts.parallel import Connector
 from fastnas.models.parts.serial import Residual
 
@@ -63,7 +62,7 @@ def inherit(child: Detector, parent: dict[str, Tensor], lineage: Lineage) -> Inh
 
 def _quieten(module: nn.Module, new: bool, incomplete: bool) -> None:
     """Lets a block that could not be inherited whole start without disturbing the rest. new: a new level of a known pyramid."""
-    if incomplete and (isinstance(module, Residual) or isinstance(module, MobileBlock | InvertedResidual) and module.adds):
+    if incomplete and (isinstance(module, Residual) or isinstance(module, InvertedBottleneck) and module.adds):
         nn.init.zeros_(module.last_norm.weight)
         nn.init.zeros_(module.last_norm.bias)
     if isinstance(module, Connector) and incomplete:
