@@ -8,7 +8,7 @@ import onnx
 from fastnas.blueprint import blocks as b
 from fastnas.blueprint import operators as o
 from fastnas.blueprint.wiring import DETECTIONS, IMAGE, Block, Network, Use
-from fastnas.models.onnx import boxes, efficientdet, guided, layers, mobilenet, one_stage, operators, synthetic
+from fastnas.models.onnx import boxes, efficientdet, guided, layers, mobile, one_stage, operators, synthetic
 from fastnas.models.onnx.graph import Graph
 from fastnas.models.onnx.weights import RandomWeights, StateWeights, Weights, normal
 
@@ -16,10 +16,10 @@ EMITTERS = {
     b.Stem: layers.emit_stem,
     b.Residual: layers.emit_residual,
     b.Connector: layers.emit_connector,
-    b.SiluStem: efficientdet.emit_silu_stem,
-    b.MobileBlock: efficientdet.emit_mobile_block,
-    b.Relu6Stem: mobilenet.emit_relu6_stem,
-    b.InvertedResidual: mobilenet.emit_inverted_residual,
+    b.SiluStem: mobile.emit_stem,
+    b.MobileBlock: mobile.emit_inverted_bottleneck,
+    b.Relu6Stem: mobile.emit_stem,
+    b.InvertedResidual: mobile.emit_inverted_bottleneck,
     b.FpnLevel: layers.emit_fpn_level,
     b.MaxPoolLevel: layers.emit_max_pool_level,
     b.ConvLevel: layers.emit_conv_level,

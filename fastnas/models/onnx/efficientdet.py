@@ -1,4 +1,4 @@
-"""EfficientDet's blocks, as they are deployed: batch norm folded into the convolution before it, shares of a fusion fixed.
+"""EfficientDet's neck and head, as they are deployed: batch norm folded into the convolution before it, shares of a fusion fixed.
 
 Emitters as in layers.py.
 """
@@ -8,40 +8,9 @@ import numpy as np
 from fastnas.blueprint import blocks as b
 from fastnas.models.onnx.graph import Graph
 from fastnas.models.onnx.layers import activation, conv, conv_norm, pads, upsample
-from fastnas.models.onnx.weights import EPS, Weights
+from fastnas.models.onnx.weights import TF_EPS, Weights
 
-TF_EPS = 1e-3  # of every batch norm of EfficientDet
 FUSION_EPS = 1e-4
-_LAST = 0.25  # gain of the projection of a block that adds its input: depth must not blow random values up
-
-
-def emit_silu_stem(graph: Graph, weights: Weights, name: str, spec: b.SiluStem, inputs: list[str], shapes: b.Shapes) -> list[str]:
-    layers, around = (f"{name}.conv1", f"{name}.norm1"), pads(spec.padding, shapes[0], 3, 2)
-    shape = (spec.channels, 3, 3, 3)
-    return [
-        conv_norm(graph, weights, *layers, "bn", inputs[0], shape, stride=2, act="silu", pads=around, eps=_eps(spec.norm))
-    ]  # fmt: skip
-
-
-def emit_mobile_block(
-    graph: Graph, weights: Weights, name: str, spec: b.MobileBlock, inputs: list[str], shapes: b.Shapes
-) -> list[str]:
-    width, eps, value = spec.width, _eps(spec.norm), inputs[0]
-    if spec.expansion != 1:
-        shape = (width, spec.in_channels, 1, 1)
-        value = conv_norm(graph, weights, f"{name}.conv1", f"{name}.norm1", "bn", value, shape, act="silu", eps=eps)
-    around = pads(spec.padding if spec.stride == 2 else "symmetric", shapes[0], spec.kernel, spec.stride)
-    value = conv_norm(
-        graph, weights, f"{name}.conv2", f"{name}.norm2", "bn", value, (width, 1, spec.kernel, spec.kernel),
-        stride=spec.stride, groups=width, act="silu", pads=around, eps=eps,
-    )  # fmt: skip
-    scale = graph.add("GlobalAveragePool", value)
-    scale = activation(graph, conv(graph, weights, f"{name}.squeeze", scale, (spec.squeezed, width, 1, 1)), "silu")
-    scale = graph.add("Sigmoid", conv(graph, weights, f"{name}.excite", scale, (width, spec.squeezed, 1, 1)))
-    value, shape = graph.add("Mul", value, scale), (spec.out_channels, width, 1, 1)
-    gain = _LAST if spec.adds else 1.0
-    value = conv_norm(graph, weights, f"{name}.conv3", f"{name}.norm3", "bn", value, shape, eps=eps, gain=gain)
-    return [graph.add("Add", value, inputs[0]) if spec.adds else value]
 
 
 def emit_coarser_level(
@@ -83,10 +52,6 @@ def emit_head_tower(
         value = conv_norm(graph, weights, *layers, "bn", value, shape, act="silu", eps=TF_EPS, bias=spec.bias == "yes")
     value = conv(graph, weights, f"{name}.depthwise.{len(repeated)}", value, (last, 1, 3, 3), groups=last, bias=False)
     return [conv(graph, weights, f"{name}.pointwise.{len(repeated)}", value, (out, last, 1, 1), gain=0.5)]
-
-
-def _eps(norm: str) -> float:
-    return TF_EPS if norm == "tf" else EPS
 
 
 def _project(graph: Graph, weights: Weights, edge: str, value: str, cin: int, spec: b.CoarserLevel | b.FusionNode) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 from fastnas.errors import InputError
 
 EPS = 1e-5  # of norm layers, where nothing else is said
+TF_EPS = 1e-3  # of batch norms of EfficientDet and of an EfficientNet with norm=tf
 _POOL = 1 << 18
 
 
