@@ -16,7 +16,7 @@ from fastnas.errors import InputError
 from fastnas.spaces.genes import END, Transition
 from fastnas.spaces.rules import OPERATIONS, PROBABILITY, STRICT, check, check_choices
 from fastnas.spaces.space import Mutation
-from fastnas.spaces.spnas import SYMBOLS, Genome, block_map, code_of, crossed, genome_of, swap_boundary, swap_doubling
+from fastnas.spaces.spnas import SYMBOLS, Genome, block_map, check_size, code_of, crossed, genome_of, swap_boundary, swap_doubling
 
 STAGES, DOUBLINGS = 4, 3
 TRIES = 200
@@ -64,8 +64,7 @@ class ModularSpace:
         blocks = len(code) - code.count("-")
         if code.count("-") != STAGES - 1 or code.count("2") != DOUBLINGS:
             raise InputError(f"{code} must have {STAGES} stages and {DOUBLINGS} doublings")
-        if not rules.min_blocks <= blocks <= rules.max_blocks:
-            raise InputError(f"{code} has {blocks} blocks, the space allows {rules.min_blocks} to {rules.max_blocks}")
+        check_size(code, "blocks", blocks, rules.min_blocks, rules.max_blocks)
         for name, width, known in zip(("base", "channels", "hidden"), _widths(blueprint), self._choices, strict=True):
             if width not in known:
                 raise InputError(f"{name} is {width}, the space has {', '.join(map(str, known))}")

@@ -80,10 +80,8 @@ class SerialSpace:
             raise InputError(f"{blueprint.text} has no backbone with a code")
         code, rules = blueprint.backbone.code, self.rules
         blocks, stages = len(code) - code.count("-"), blueprint.backbone.stages
-        if not rules.min_blocks <= blocks <= rules.max_blocks:
-            raise InputError(f"{code} has {blocks} blocks, the space allows {rules.min_blocks} to {rules.max_blocks}")
-        if not rules.min_stages <= stages <= rules.max_stages:
-            raise InputError(f"{code} has {stages} stages, the space allows {rules.min_stages} to {rules.max_stages}")
+        check_size(code, "blocks", blocks, rules.min_blocks, rules.max_blocks)
+        check_size(code, "stages", stages, rules.min_stages, rules.max_stages)
 
     def sample(self, rng: np.random.Generator) -> Blueprint:
         """The ancestor after 0 to 12 mutations."""
@@ -195,6 +193,12 @@ class SerialSpace:
         if draw < rules.p_expand + rules.p_swap + rules.p_add_stage and len(genome) < rules.max_stages:
             return add_stage(genome)
         return genome, ""
+
+
+def check_size(code: str, what: str, number: int, low: int, high: int) -> None:
+    """Raises InputError where a code is too short or too long for its space."""
+    if not low <= number <= high:
+        raise InputError(f"{code} has {number} {what}, the space allows {low} to {high}")
 
 
 def genome_of(code: str) -> Genome:
