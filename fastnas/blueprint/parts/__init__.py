@@ -49,6 +49,8 @@ class Head(Protocol):
     """`wire` adds what comes behind the neck. boxes: the proposals where the head takes some, else None."""
 
     takes_proposals: ClassVar[bool]
+    detections: int  # boxes kept per image
+    suppression: str  # one of rcnn.SUPPRESSIONS
 
     def wire(self, wiring: Wiring, pyramid: dict[int, str], backbone: Backbone, classes: int, boxes: str | None) -> None: ...
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, ClassVar
 from fastnas.blueprint.check import integer, one_of
 from fastnas.blueprint.code import BlueprintError
 from fastnas.blueprint.operators import Layers, Linear, Operators, Pass
-from fastnas.blueprint.parts.rcnn import QUALITIES, SCORES, SUPPRESSIONS, TRAINING, Detections, RoiPool, Stage
+from fastnas.blueprint.parts.rcnn import QUALITIES, TRAINING, RoiPool, Stage, check_suppression, wire_detections
 from fastnas.blueprint.spec import Shapes, Spec
-from fastnas.blueprint.wiring import DETECTIONS, Wiring
+from fastnas.blueprint.wiring import Wiring
 
 if TYPE_CHECKING:
     from fastnas.blueprint.parts import Backbone
@@ -47,8 +47,7 @@ class C4Head:
 
     def __post_init__(self):
         integer("c4 resolution", self.resolution, 1, 64)
-        integer("c4 detections", self.detections, 1, 1000)
-        one_of("c4 suppression", self.suppression, SUPPRESSIONS)
+        check_suppression("c4", self)
         one_of("c4 quality", self.quality, QUALITIES)
 
     @property
@@ -61,9 +60,7 @@ class C4Head:
         regions = backbone.wire_rest(wiring, level, regions)
         predictor = RegionPredictor(wiring.channels(regions), classes + 1)
         wiring.add("head.box", predictor, [regions], ("head.logits", "head.deltas"))
-        weights, score = self.training[0].weights, SCORES[self.quality]
-        suppression = Detections(wiring.input, self.detections, score, weights=weights, suppression=self.suppression)
-        wiring.add("head.detections", suppression, [boxes, "head.logits", "head.deltas"], DETECTIONS)
+        wire_detections(wiring, self, [boxes, "head.logits", "head.deltas"])
 
 
 @dataclass(frozen=True)

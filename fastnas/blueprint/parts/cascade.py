@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 from fastnas.blueprint.check import integer, one_of
 from fastnas.blueprint.operators import Operator
-from fastnas.blueprint.parts.rcnn import QUALITIES, SCORES, SUPPRESSIONS, Detections, Stage, Weights, wire_stage
+from fastnas.blueprint.parts.rcnn import QUALITIES, Stage, Weights, check_suppression, wire_detections, wire_stage
 from fastnas.blueprint.spec import Shapes
-from fastnas.blueprint.wiring import DETECTIONS, Wiring
+from fastnas.blueprint.wiring import Wiring
 
 if TYPE_CHECKING:
     from fastnas.blueprint.parts import Backbone
@@ -35,8 +35,7 @@ class CascadeHead:
     def __post_init__(self):
         integer("cascade stages", self.stages, 2, 4)
         integer("cascade hidden", self.hidden, 8, 8192)
-        integer("cascade detections", self.detections, 1, 1000)
-        one_of("cascade suppression", self.suppression, SUPPRESSIONS)
+        check_suppression("cascade", self)
         one_of("cascade quality", self.quality, QUALITIES)
 
     @property
@@ -54,9 +53,7 @@ class CascadeHead:
             logits.append(f"{name}.logits")
             if number < self.stages:
                 boxes = wiring.add(f"{name}.refine", Refine(wiring.input, stage.weights), [boxes, f"{name}.deltas"])
-        score = SCORES[self.quality]
-        suppression = Detections(wiring.input, self.detections, score, weights=stage.weights, suppression=self.suppression)
-        wiring.add("head.detections", suppression, [boxes, *logits, f"{name}.deltas"], DETECTIONS)
+        wire_detections(wiring, self, [boxes, *logits, f"{name}.deltas"])
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,13 @@
 """EfficientDet's heads (Tan, Pang & Le, CVPR 2020, section 4): class and box towers over all levels, no proposals."""
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from fastnas.blueprint.check import YES_NO, integer, one_of
 from fastnas.blueprint.code import BlueprintError
 from fastnas.blueprint.operators import Layers, Operator, Operators, elements
-from fastnas.blueprint.parts.rcnn import SUPPRESSIONS
+from fastnas.blueprint.parts.rcnn import check_suppression
 from fastnas.blueprint.spec import Shapes, Spec, added, conv_params
 from fastnas.blueprint.wiring import DETECTIONS, Wiring
 
@@ -42,8 +43,7 @@ class EffdetHead:
         integer("effdet octaves", self.octaves, 1, 16)
         one_of("effdet bias", self.bias, YES_NO)
         integer("effdet topk", self.topk, 1, 1_000_000)
-        integer("effdet detections", self.detections, 1, 1000)
-        one_of("effdet suppression", self.suppression, SUPPRESSIONS)
+        check_suppression("effdet", self)
         if self.channels and not self.repeats:
             raise BlueprintError("effdet channels are those of the repeated convolutions, but repeats is 0")
 
@@ -140,7 +140,7 @@ class AnchorDetections(Operator):
     def operations(self, inputs: Shapes) -> int:
         """Pairs of boxes whose overlap suppression may ask for, where all of them are of one class."""
         boxes = min(self.topk, elements(inputs[: len(inputs) // 2]))
-        return boxes * (boxes - 1) // 2
+        return math.comb(boxes, 2)
 
     def launches(self, inputs: Shapes) -> int:
         """Sigmoid and concatenation of every level, then top-k, decoding, filter, sort, suppression, top-k."""

@@ -7,6 +7,7 @@ from typing import ClassVar
 from fastnas.blueprint.check import integer
 from fastnas.blueprint.operators import Operator
 from fastnas.blueprint.parts.rcnn import Weights
+from fastnas.blueprint.parts.rpn import pairs_within_levels
 from fastnas.blueprint.spec import Shapes, conv_params
 from fastnas.blueprint.wiring import BOXES, Wiring
 
@@ -97,9 +98,7 @@ class GuidedProposals(Operator):
         return ((self.proposals, 4),)
 
     def operations(self, inputs: Shapes) -> int:
-        """Pairs of boxes whose overlap suppression may ask for."""
-        levels = [min(self.topk, math.prod(scores)) for scores in inputs[: len(self.strides)]]
-        return sum(boxes * (boxes - 1) // 2 for boxes in levels)
+        return pairs_within_levels(inputs[: len(self.strides)], self.topk)
 
     def launches(self, inputs: Shapes) -> int:
         """Anchors, filter, top-k, decoding and suppression of every level, then the sort of all that is left."""

@@ -1,5 +1,6 @@
 """Faster R-CNN head (Ren et al., 2015): pooled regions through two fully connected layers. `cascade.py` repeats it."""
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -9,7 +10,7 @@ from fastnas.blueprint.spec import Shapes, Spec, added
 from fastnas.blueprint.wiring import DETECTIONS, Wiring
 
 if TYPE_CHECKING:
-    from fastnas.blueprint.parts import Backbone
+    from fastnas.blueprint.parts import Backbone, Head
 
 SUPPRESSIONS = ("hard", "linear", "gaussian")  # the latter two: Soft-NMS (Bodla et al. 2017)
 QUALITIES = ("standard", "high")
@@ -44,8 +45,7 @@ class RoiHead:
 
     def __post_init__(self):
         integer("rcnn hidden", self.hidden, 8, 8192)
-        integer("rcnn detections", self.detections, 1, 1000)
-        one_of("rcnn suppression", self.suppression, SUPPRESSIONS)
+        check_suppression("rcnn", self)
         one_of("rcnn quality", self.quality, QUALITIES)
 
     @property
@@ -54,9 +54,13 @@ class RoiHead:
 
     def wire(self, wiring: Wiring, pyramid: dict[int, str], backbone: "Backbone", classes: int, boxes: str) -> None:
         wire_stage(wiring, "head", pyramid, backbone.maps, boxes, self.hidden, classes, agnostic=False)
-        weights, score = self.training[0].weights, SCORES[self.quality]
-        suppression = Detections(wiring.input, self.detections, score, weights=weights, suppression=self.suppression)
-        wiring.add("head.detections", suppression, [boxes, "head.logits", "head.deltas"], DETECTIONS)
+        wire_detections(wiring, self, [boxes, "head.logits", "head.deltas"])
+
+
+def check_suppression(name: str, head: "Head") -> None:
+    """The fields that every head has. Raises BlueprintError."""
+    integer(f"{name} detections", head.detections, 1, 1000)
+    one_of(f"{name} suppression", head.suppression, SUPPRESSIONS)
 
 
 def wire_stage(
@@ -69,6 +73,13 @@ def wire_stage(
     regions = wiring.add(f"{name}.pool", pool, [*values, boxes])
     spec = BoxHead(wiring.channels(values[0]), pool.resolution, hidden, classes + 1, agnostic)
     wiring.add(f"{name}.box", spec, [regions], (f"{name}.logits", f"{name}.deltas"))
+
+
+def wire_detections(wiring: Wiring, head: "Head", values: list[str]) -> None:
+    """Final suppression of a head on regions. values: boxes, logits of every stage, deltas of the last."""
+    score, weights = SCORES[head.quality], head.training[-1].weights
+    suppression = Detections(wiring.input, head.detections, score, weights=weights, suppression=head.suppression)
+    wiring.add("head.detections", suppression, values, DETECTIONS)
 
 
 @dataclass(frozen=True)
@@ -156,7 +167,7 @@ class Detections(Operator):
     def operations(self, inputs: Shapes) -> int:
         """Pairs of boxes of one class whose overlap suppression may ask for."""
         regions, logits = inputs[1]
-        return (logits - 1) * regions * (regions - 1) // 2
+        return (logits - 1) * math.comb(regions, 2)
 
     def launches(self, inputs: Shapes) -> int:
         """Softmax, decoding, filter, sort, suppression, top-k."""

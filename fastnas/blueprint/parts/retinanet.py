@@ -1,12 +1,13 @@
 """RetinaNet's heads (Lin et al., ICCV 2017): class and box towers over all levels, no proposals."""
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from fastnas.blueprint.check import YES_NO, integer, one_of
 from fastnas.blueprint.operators import Layers, Operator, Operators, elements
 from fastnas.blueprint.parts.fpn import NORMS
-from fastnas.blueprint.parts.rcnn import SUPPRESSIONS
+from fastnas.blueprint.parts.rcnn import check_suppression
 from fastnas.blueprint.parts.rpn import ASPECT_RATIOS
 from fastnas.blueprint.spec import Shapes, Spec, conv_params
 from fastnas.blueprint.wiring import DETECTIONS, Wiring
@@ -37,8 +38,7 @@ class RetinaHead:
         integer("retinanet octaves", self.octaves, 1, 16)
         one_of("retinanet background", self.background, YES_NO)
         integer("retinanet topk", self.topk, 1, 1_000_000)
-        integer("retinanet detections", self.detections, 1, 1000)
-        one_of("retinanet suppression", self.suppression, SUPPRESSIONS)
+        check_suppression("retinanet", self)
 
     def wire(self, wiring: Wiring, pyramid: dict[int, str], backbone: "Backbone", classes: int, boxes: str | None) -> None:
         channels = wiring.channels(next(iter(pyramid.values())))
@@ -134,7 +134,7 @@ class RetinaDetections(Operator):
     def operations(self, inputs: Shapes) -> int:
         """Pairs of boxes whose overlap suppression may ask for, where all of them are of one class."""
         boxes = sum(min(self.topk, elements((shape,))) for shape in inputs[: len(self.strides)])
-        return boxes * (boxes - 1) // 2
+        return math.comb(boxes, 2)
 
     def launches(self, inputs: Shapes) -> int:
         """Sigmoid, top-k and decoding of every level, then filter, sort, suppression, top-k."""

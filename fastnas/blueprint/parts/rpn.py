@@ -91,10 +91,13 @@ class Proposals(Operator):
         return ((self.proposals, 4),)
 
     def operations(self, inputs: Shapes) -> int:
-        """Pairs of boxes whose overlap suppression may ask for."""
-        levels = [min(self.topk, math.prod(scores)) for scores in inputs[: len(self.strides)]]
-        return sum(boxes * (boxes - 1) // 2 for boxes in levels)
+        return pairs_within_levels(inputs[: len(self.strides)], self.topk)
 
     def launches(self, inputs: Shapes) -> int:
         """Top-k, decoding and suppression of every level, then the sort of all that is left."""
         return 3 * len(self.strides) + 1
+
+
+def pairs_within_levels(scores: Shapes, topk: int) -> int:
+    """Pairs of boxes whose overlap suppression may ask for, with `topk` boxes of each level, or as many as it has scores."""
+    return sum(math.comb(min(topk, math.prod(shape)), 2) for shape in scores)
