@@ -5,9 +5,8 @@ the sum and takes the interval from their residuals (`calibration.py`). Without 
 twice the spread of the sum, taking the blocks' spreads as independent, and never narrower than FLOOR to either side: a sum of
 blocks timed alone differs from the whole network (data left in caches, layouts kept between blocks) by more than timing noise.
 
-Where nothing may be measured, a block that the table lacks is estimated: from measured blocks of its kind (`measure=False`; see
-`neighbours.py`), or on a device whose single layers were imported (`recorded.py`) as the sum of its layers (`operators.py`). A
-Price says which share of it is measured, interpolated and modelled.
+What is known of a block, measured or estimated, is in `entries.py`; a Price says which share of it is measured, interpolated and
+modelled.
 """
 
 import contextlib
@@ -17,26 +16,21 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from fastnas.blueprint import Blueprint
-from fastnas.blueprint.blocks import Shapes, Spec
 from fastnas.blueprint.expand import Network, expand
-from fastnas.errors import FastnasError, InputError
 from fastnas.latency.calibration import MOST, TOO_FAR, Calibration, Parts, calibration_of, informative, parts_of
-from fastnas.latency.engines import Engine, Runner, cannot_run, open_engine
+from fastnas.latency.engines import Engine, open_engine
+from fastnas.latency.entries import Entries, Priced
 from fastnas.latency.estimate import QUANTILE, SHARES, Estimate
-from fastnas.latency.neighbours import Neighbours
-from fastnas.latency.operators import OperatorPrices
-from fastnas.latency.price import BlockPrice, Lacking, Price, Unpriceable
+from fastnas.latency.price import BlockPrice, Price, Unpriceable
 from fastnas.latency.recorded import Recorded, choose_engine
-from fastnas.latency.table import Environment, LatencyTable, default_path
-from fastnas.latency.timing import DENSE, GATHER, QUIET_AGAIN_S, REFERENCES, Mix, Stopwatch, Timing, lowered, mix_of
-from fastnas.models.workload import BlockWorkload, NetworkWorkload
+from fastnas.latency.table import LatencyTable, default_path
+from fastnas.latency.timing import DENSE, GATHER, Mix, Timing, mix_of
+from fastnas.models.workload import NetworkWorkload
 
 FLOOR = 0.10  # see bench/results/oracle-onnxruntime.json for how far sums are off
 LAYERS_FLOOR = 0.28  # of sums of single layers: ten engines that NVIDIA published take 1/1.38 to 1/1.02 of the sum of their layers
 _REMEMBERED = 100_000  # prices kept in memory
 _TOGETHER = 8  # networks in memory at the same time, timed in interleaved rounds
-
-Priced = tuple[Spec, Shapes]
 
 
 class Oracle:
@@ -51,16 +45,8 @@ class Oracle:
     """
 
     def __init__(self, table: LatencyTable, engine: Engine, measure: bool):
-        self.engine = engine
-        self.environment = self.engine.environment()
-        self.table = table
-        self._measures = measure and self.runs_here
-        self.note: str | None = None
-        self._watch: Stopwatch | None = None
-        self._adopted = 0
-        self._adopt(table.environment(self.environment))
-        if self._row and self._measures:
-            self._stopwatch()
+        self._entries = Entries(table, engine, measure, self._forget_all)
+        self.table, self.engine, self.environment = table, engine, self._entries.environment
 
     @classmethod
     def open(
@@ -96,8 +82,8 @@ class Oracle:
         price = self._prices.get(blueprint)
         if price is None:
             network, adopted = expand(blueprint), None
-            while adopted != self._adopted:  # never a sum of entries from before and after a correction
-                adopted, price = self._adopted, self._price(network)
+            while adopted != self._entries.adopted:  # never a sum of entries from before and after a correction
+                adopted, price = self._entries.adopted, self._price(network)
             if len(self._prices) >= _REMEMBERED:
                 self._prices.clear()
             self._prices[blueprint] = price
@@ -112,7 +98,7 @@ class Oracle:
         return [
             BlockPrice(
                 block.name,
-                sum(self._timing((block.spec, use.input_shapes)).median_ms for use in block.uses),
+                sum(self.timing((block.spec, use.input_shapes)).median_ms for use in block.uses),
                 len(block.uses),
             )
             for block in expand(blueprint).blocks
@@ -121,25 +107,25 @@ class Oracle:
     def missing(self, blueprints: Iterable[Blueprint]) -> list[Priced]:
         """The distinct (spec, input shapes) that the table lacks, in the order they come up."""
         wanted = dict.fromkeys(pair for blueprint in blueprints for pair in expand(blueprint).prices())
-        return [pair for pair in wanted if self.entry(pair) is None]
+        return [pair for pair in wanted if self._entries.entry(pair) is None]
 
     def fill(self, blueprints: Iterable[Blueprint], progress: Callable[[int, int, Priced], None] | None = None) -> int:
         """Measures what is missing; returns how many. `progress(done, total, pair)` is called before each.
 
         What the engine cannot run is recorded in the table and left out. Where nothing may be measured, nothing happens.
         """
-        missing, measured = self.missing(blueprints) if self._measures else [], 0
+        missing, measured = self.missing(blueprints) if self._entries.measures else [], 0
         for done, pair in enumerate(missing):
             if progress:
                 progress(done, len(missing), pair)
             with contextlib.suppress(Unpriceable):
-                self._measure(pair)
+                self._entries.measure(pair)
                 measured += 1
         return measured
 
     def priceable(self, blueprints: Iterable[Blueprint]) -> list[Blueprint]:
         """Those without a block that the engine is known to fail at."""
-        failing = set(self._failures)
+        failing = set(self._entries.failures)
         return [b for b in blueprints if not failing or failing.isdisjoint(spec.key(s) for spec, s in expand(b).prices())]
 
     @property
@@ -149,9 +135,9 @@ class Oracle:
         One whose error is above TOO_FAR is not used for prices: then sums of blocks do not describe this device.
         """
         while self._calibration is None:
-            adopted = self._adopted
-            found = calibration_of(self.table.networks(self._row) if self._row else {}, self.entry)
-            if adopted == self._adopted:  # never a fit to sums from before a correction
+            adopted = self._entries.adopted
+            found = calibration_of(self._networks(), self._entries.entry)
+            if adopted == self._entries.adopted:  # never a fit to sums from before a correction
                 self._calibration = (found,)
         return self._calibration[0]
 
@@ -177,7 +163,7 @@ class Oracle:
 
     def calibrated(self) -> set[str]:
         """Texts of the networks that the calibration is made of."""
-        return set(self.table.networks(self._row)) if self._row else set()
+        return set(self._networks())
 
     def calibrate(
         self, blueprints: Sequence[Blueprint], most: int = MOST, progress: Callable[[int, int], None] | None = None
@@ -198,29 +184,38 @@ class Oracle:
                 timings = self.measure_whole_all(group)
                 mixes = [self._mix(expand(blueprint)) for blueprint in group]
                 rows = zip(group, timings, mixes, strict=True)
-                stored = all(self.table.put_network(self._row, b.text, timing, mix) for b, timing, mix in rows)
+                stored = all(self.table.put_network(self._entries.row, b.text, timing, mix) for b, timing, mix in rows)
                 if not stored:
-                    self._adopt(self.table.environment(self.environment))
-        self._calibration = None
-        self._prices.clear()
+                    self._entries.refresh()
+        self._forget_all()
         return self.calibration
 
     def parts(self, blueprint: Blueprint) -> Parts:
         """What the calibration corrects: the milliseconds of the blocks by kind. Raises what a call raises."""
-        return parts_of(expand(blueprint), self._timing)
+        return parts_of(expand(blueprint), self.timing)
 
     def timing(self, pair: Priced) -> Timing:
         """The timing of a block or a single layer, measured and stored where the table lacks it. Raises what a call raises."""
-        return self._timing(pair)
+        return self._entries.timing(pair)
+
+    def find(self, pair: Priced) -> Timing | None:
+        """What the table holds of a block, else an estimate where it may not be measured; None: nothing, it must be measured."""
+        return self._entries.find(pair)
 
     def entries(self) -> int:
         """How many blocks the table holds for this environment."""
-        return self.table.count(self._row) if self._row else 0
+        row = self._entries.row
+        return self.table.count(row) if row else 0
 
     @property
     def runs_here(self) -> bool:
         """Whether whole networks can be timed: the engine is one of this machine's."""
-        return not isinstance(self.engine, Recorded)
+        return self._entries.runs_here
+
+    @property
+    def note(self) -> str | None:
+        """What was corrected in the table, if anything was."""
+        return self._entries.note
 
     def measure_whole(self, blueprint: Blueprint) -> Timing:
         """Times the whole network on the synthetic scene. Nothing is stored."""
@@ -233,26 +228,35 @@ class Oracle:
         """
         networks = [expand(blueprint) for blueprint in blueprints]
         runs = [self.engine.prepare(NetworkWorkload(n)).run for n in networks]
-        return self._stopwatch().measure_whole([(run, self._mix(n)) for run, n in zip(runs, networks, strict=True)])
+        return self._entries.stopwatch().measure_whole([(run, self._mix(n)) for run, n in zip(runs, networks, strict=True)])
+
+    def _forget_all(self) -> None:
+        self._prices: dict[Blueprint, Price] = {}
+        self._calibration: tuple[Calibration | None] | None = None  # None: not computed yet
+
+    def _networks(self) -> dict[str, tuple[Timing, Mix]]:
+        """Those that the table holds measured whole."""
+        row = self._entries.row
+        return self.table.networks(row) if row else {}
 
     def _mix(self, network: Network) -> Mix:
         """Milliseconds that a whole network spends with each reference, as far as its blocks are known."""
         mix: Counter[str] = Counter()
         for pair, uses in network.prices().items():
-            if timing := self.entry(pair):
+            if timing := self._entries.entry(pair):
                 for name, share in mix_of(pair[0]).items():
                     mix[name] += uses * timing.median_ms * share
         return mix or {DENSE: 0.5, GATHER: 0.5}
 
     def _price(self, network: Network) -> Price:
-        blocks = [(self._timing(pair), uses) for pair, uses in network.prices().items()]
+        blocks = [(self.timing(pair), uses) for pair, uses in network.prices().items()]
         total = sum(uses * timing.median_ms for timing, uses in blocks)
         guessed = [(timing, uses) for timing, uses in blocks if isinstance(timing, Estimate)]
         doubt, interpolated, modelled = (
             sum(uses * timing.median_ms * getattr(timing, what) for timing, uses in guessed) / total for what in SHARES
         )
         if calibration := self.usable_calibration:
-            predicted, low, high = calibration(parts_of(network, self._timing))
+            predicted, low, high = calibration(parts_of(network, self.timing))
         else:
             margin = max(2 * math.sqrt(_variance(block for block in blocks if block not in guessed)), self._floor * total)
             predicted, low, high = total, total - margin, total + margin
@@ -264,132 +268,6 @@ class Oracle:
     def _floor(self) -> float:
         """What the interval is never narrower than without a calibration."""
         return LAYERS_FLOOR if "imported" in self.environment else FLOOR
-
-    def _timing(self, pair: Priced) -> Timing:
-        found = self.find(pair)
-        if found is not None:
-            return found
-        if message := self._failure(pair):
-            raise Unpriceable(message)
-        if not self._measures:
-            raise self._lacking(pair)
-        return self._measure(pair)
-
-    def _failure(self, pair: Priced) -> str | None:
-        """What the engine said when it could not run this block."""
-        return self._failures.get(pair[0].key(pair[1])) if self._failures else None
-
-    def _lacking(self, pair: Priced) -> Lacking:
-        spec, shapes = pair
-        why = "nothing was measured in this environment"
-        if self._row:
-            try:
-                self._estimates.block(spec, shapes)
-            except InputError as error:
-                why = str(error)
-        sizes = ", ".join("x".join(map(str, shape)) for shape in shapes)
-        where, hint = f"this machine and {self.engine.name}", " (measure it with: fastnas bench-latency BLUEPRINT)"
-        if not self.runs_here:
-            where, hint = f"{self.engine.name} on {self.environment['device']}", ""
-        return Lacking(f"the latency table {self.table.path} lacks {spec} at {sizes} for {where}: {why}{hint}")
-
-    def _measure(self, pair: Priced) -> Timing:
-        spec, shapes = pair
-        watch = self._stopwatch()
-        runner = self._prepared(pair)
-        timing = watch.measure(runner.run, mix_of(spec))
-        while not self.table.put(self._row, spec.key(shapes), timing):  # another process corrected the table meanwhile
-            self._adopt(self.table.environment(self.environment))
-            timing = watch.measure(runner.run, mix_of(spec))
-        if self._failures.pop(spec.key(shapes), None):
-            self.table.drop_failure(self._row, spec.key(shapes))
-        self._known[pair] = timing
-        return timing
-
-    def _prepared(self, pair: Priced) -> Runner:
-        """A block that the engine is known to run, for it has run once. Raises Unpriceable."""
-        try:
-            runner = self.engine.prepare(BlockWorkload(*pair))
-        except (FastnasError, RuntimeError, MemoryError) as error:
-            raise self._failed(pair, error) from None
-        try:
-            runner.run()
-        except Exception as error:  # engines have exceptions of their own
-            raise self._failed(pair, error) from None
-        return runner
-
-    def _failed(self, pair: Priced, error: Exception) -> Unpriceable:
-        """Records that the engine cannot run a block."""
-        message = str(error) if isinstance(error, FastnasError) else str(cannot_run(self.engine, BlockWorkload(*pair), error))
-        key = pair[0].key(pair[1])
-        self.table.put_failure(self._row, key, message)
-        self._failures[key] = message
-        return Unpriceable(message)
-
-    def find(self, pair: Priced) -> Timing | None:
-        """What the table holds of a block, else an estimate where it may not be measured; None: nothing, it must be measured."""
-        found = self.entry(pair)
-        if found is not None or self._measures or not self._row or self._failure(pair):
-            return found
-        if pair not in self._estimated:
-            try:
-                self._estimated[pair] = self._estimates.block(*pair)
-            except InputError:
-                self._estimated[pair] = None
-        return self._estimated[pair]
-
-    def entry(self, pair: Priced) -> Timing | None:
-        """What the table holds of a block; None: nothing. Another process may have measured it since the table was opened."""
-        timing = self._known.get(pair)
-        if timing is None and self._row:
-            row = self.table.environment(self.environment)
-            if row != self._row:  # another process corrected the table
-                self._adopt(row)
-            timing = self.table.get(self._row, pair[0].key(pair[1]))
-            if timing is not None:
-                self._known[pair] = timing
-        return timing
-
-    def _adopt(self, row: Environment | None) -> None:
-        """Goes on with this environment and its entries, and forgets all that was known before."""
-        imported = "imported" in self.environment
-        if row and set(row.baselines) != (set() if imported else set(REFERENCES)):
-            raise self.table.damaged(f"baselines are {row.stored!r}")
-        self._row = row
-        self._known: dict[Priced, Timing] = {}
-        self._failures = self.table.failures(row) if row else {}  # messages by block key
-        self._estimates = OperatorPrices(self.table, row, self.environment) if imported else Neighbours(self.table, row)
-        self._estimated: dict[Priced, Estimate | None] = {}  # None: there is too little to tell
-        self._prices: dict[Blueprint, Price] = {}
-        self._calibration: tuple[Calibration | None] | None = None  # None: not computed yet
-        self._adopted += 1
-        if row and self._watch:
-            self._watch.baselines = row.baselines
-
-    def _stopwatch(self) -> Stopwatch:
-        if self._watch is None:
-            if self._row is None:
-                self._adopt(self.table.environment(self.environment))
-            self._watch = Stopwatch(self.engine, self._row.baselines if self._row else None)
-            if self._row:
-                self._check_baselines(self._row, self._watch)
-            elif self._measures:
-                self._adopt(self.table.add_environment(self.environment, self._watch.baselines))
-        return self._watch
-
-    def _check_baselines(self, row: Environment, watch: Stopwatch) -> None:
-        """Corrects baselines that were taken on a busy machine, in the table too where it may be written."""
-        measured = watch.quiet(QUIET_AGAIN_S)
-        baselines = lowered(row.baselines, measured)
-        if baselines == row.baselines:
-            return
-        if self._measures:
-            self._adopt(self.table.lower_baselines(row, measured))
-        else:
-            watch.baselines = baselines
-        factors = ", ".join(f"{name} x{baselines[name] / old:.2f}" for name, old in row.baselines.items() if baselines[name] != old)
-        done = "its entries are corrected" if self._measures else "its entries are left as they are"
-        self.note = f"{self.table.path} was made on a busy machine: {done} ({factors})"
 
 
 def _variance(blocks: Iterable[tuple[Timing, float]]) -> float:

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import pytest
 
+import fastnas.latency.entries
 import fastnas.latency.oracle
 from fastnas.blueprint import expand, parse
 from fastnas.errors import InputError
@@ -171,7 +172,7 @@ def load(monkeypatch):
     """Sets how busy the fake machine is."""
     monkeypatch.setattr(fastnas.latency.oracle, "open_engine", lambda text: FakeEngine())
     monkeypatch.setattr(timing, "QUIET_S", 0.01)
-    monkeypatch.setattr(fastnas.latency.oracle, "QUIET_AGAIN_S", 0.01)
+    monkeypatch.setattr(fastnas.latency.entries, "QUIET_AGAIN_S", 0.01)
     return lambda factor: monkeypatch.setattr(FakeEngine, "load", factor)
 
 
@@ -314,8 +315,9 @@ def test_networks_that_this_version_cannot_read_are_left_out(filled, tmp_path):
     path = tmp_path / "copy.db"
     path.write_bytes(filled.read_bytes())
     with Oracle.open(path) as oracle:
+        row = oracle.table.environment(oracle.environment)
         for text in ("64x64/transformer:9/classes:3", DEEPER.text):  # a part of the future; blocks that are not measured
-            assert oracle.table.put_network(oracle._row, text, Timing(1.0, 1.0, 0.0, 9), {"dense": 1.0})
+            assert oracle.table.put_network(row, text, Timing(1.0, 1.0, 0.0, 9), {"dense": 1.0})
         assert oracle.calibration is None and len(oracle.calibrated()) == 2
 
 
