@@ -4,9 +4,13 @@ from pathlib import Path
 
 import pytest
 
+import fastnas.latency.entries
+import fastnas.latency.oracle
+from fastnas.latency import timing
 from fastnas.latency.table import LatencyTable
 from fastnas.latency.tinynas import import_tinynas, read_tinynas
 from tests.latency import published
+from tests.latency.fake_engine import FakeEngine
 
 
 @pytest.fixture(scope="session")
@@ -24,3 +28,12 @@ def published_table(published_file) -> Path:
     import_tinynas(table, read_tinynas(published_file, "tensorrt:fp16", "v100"))
     table.close()
     return path
+
+
+@pytest.fixture
+def load(monkeypatch):
+    """Sets how busy the fake machine is."""
+    monkeypatch.setattr(fastnas.latency.oracle, "open_engine", lambda text: FakeEngine())
+    monkeypatch.setattr(timing, "QUIET_S", 0.01)
+    monkeypatch.setattr(fastnas.latency.entries, "QUIET_AGAIN_S", 0.01)
+    return lambda factor: monkeypatch.setattr(FakeEngine, "load", factor)

@@ -1,25 +1,25 @@
-"""The oracle on a real engine: sums its blocks, measures each once, never makes up a number."""
+"""The oracle: sums its blocks, measures each once, never makes up a number. Tables that are corrected: test_entries.py."""
 
-import sqlite3
 import subprocess
 import sys
-from contextlib import closing
-from typing import ClassVar
 
 import pytest
 
-import fastnas.latency.entries
-import fastnas.latency.oracle
 from fastnas.blueprint import expand, parse
 from fastnas.errors import InputError
-from fastnas.latency import Oracle, Price, Timing, Unpriceable, timing
-from fastnas.latency.engines import cannot_run, environment, open_engine
+from fastnas.latency import Oracle, Price, Timing
+from fastnas.latency.engines import open_engine
 from fastnas.latency.oracle import FLOOR
 from fastnas.latency.table import LatencyTable
 from fastnas.latency.timing import Stopwatch
+from tests.latency.fake_engine import FakeEngine
 
 SMALL = parse("64x64/basic:1-2,base=8/fpn:8/rpn:20,topk=50/rcnn:16,detections=10/classes:3")
 DEEPER = parse("64x64/basic:1-21,base=8/fpn:8/rpn:20,topk=50/rcnn:16,detections=10/classes:3")
+
+
+def uses_of(blueprint) -> int:
+    return sum(len(block.uses) for block in expand(blueprint).blocks)
 
 
 @pytest.fixture(scope="module")
@@ -143,111 +143,6 @@ sys.exit("torch" in sys.modules)
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-LOADED = 1.4
-
-
-class FakeEngine:
-    """A run takes 1 ms of the machine's time, times `load`; the clock moves only when something runs."""
-
-    name, version, precision, load = "fake", "1", "fp32", 1.0
-
-    def __init__(self):
-        self.now = 0.0
-
-    def environment(self):
-        return environment(self, {"device": "fake", "device_id": ""}, 1, {})
-
-    def clock(self):
-        return self.now
-
-    def prepare(self, workload):
-        def run():
-            self.now += 0.001 * FakeEngine.load
-
-        return type("Runner", (), {"run": staticmethod(run)})
-
-
-@pytest.fixture
-def load(monkeypatch):
-    """Sets how busy the fake machine is."""
-    monkeypatch.setattr(fastnas.latency.oracle, "open_engine", lambda text: FakeEngine())
-    monkeypatch.setattr(timing, "QUIET_S", 0.01)
-    monkeypatch.setattr(fastnas.latency.entries, "QUIET_AGAIN_S", 0.01)
-    return lambda factor: monkeypatch.setattr(FakeEngine, "load", factor)
-
-
-def _uses(blueprint) -> int:
-    return sum(len(block.uses) for block in expand(blueprint).blocks)
-
-
-def test_a_table_made_on_a_busy_machine_is_corrected(load, tmp_path):
-    path, block = tmp_path / "latency.db", SMALL
-    load(LOADED)
-    with Oracle.open(path) as oracle:
-        assert oracle.note is None
-        assert oracle(block).predicted == pytest.approx(LOADED * _uses(block)), "nothing better is known yet"
-        assert oracle.measure_whole(block).median_ms == pytest.approx(LOADED)
-    load(1.0)
-    with Oracle.open(path, measure=False) as oracle:
-        assert oracle(block).predicted == pytest.approx(LOADED * _uses(block)), "reading changes nothing"
-        assert oracle.measure_whole(block).median_ms == pytest.approx(1.0) and "left as they are" in oracle.note
-    with Oracle.open(path) as oracle:
-        assert str(path) in oracle.note and "dense x0.71, gather x0.71" in oracle.note
-        assert oracle(block).predicted == pytest.approx(_uses(block)) and oracle.missing([block]) == []
-        assert oracle(DEEPER).predicted == pytest.approx(_uses(DEEPER)), "old and new entries fit together"
-        assert oracle.measure_whole(block).median_ms == pytest.approx(1.0)
-    load(2.0)
-    with Oracle.open(path) as oracle:
-        assert oracle.note is None and oracle(DEEPER).predicted == pytest.approx(_uses(DEEPER)), "now it is merely busy"
-        assert oracle.measure_whole(block).median_ms == pytest.approx(1.0)
-    with Oracle.open(path, measure=False) as oracle:
-        assert oracle(block).predicted == pytest.approx(_uses(block))
-
-
-def test_a_correction_by_another_process_is_followed(load, tmp_path):
-    path = tmp_path / "latency.db"
-    load(LOADED)
-    with Oracle.open(path) as first:
-        assert first(SMALL).predicted == pytest.approx(LOADED * _uses(SMALL))
-        load(1.0)
-        with Oracle.open(path) as second:
-            assert second.note
-        assert first(DEEPER).predicted == pytest.approx(_uses(DEEPER)) and first(SMALL).predicted == pytest.approx(_uses(SMALL))
-    with Oracle.open(path) as oracle:
-        assert oracle.note is None and oracle(DEEPER).predicted == pytest.approx(_uses(DEEPER))
-
-
-def test_a_block_measured_while_another_process_corrects_is_measured_again(load, tmp_path, monkeypatch):
-    path = tmp_path / "latency.db"
-    load(LOADED)
-    with Oracle.open(path) as first:
-        first(SMALL)
-        load(1.0)
-        original, others = Stopwatch.measure, []
-
-        def measure(self, *args):
-            found = original(self, *args)
-            if not others:
-                others.append(True)
-                Oracle.open(path).close()
-            return found
-
-        monkeypatch.setattr(Stopwatch, "measure", measure)
-        assert first(DEEPER).predicted == pytest.approx(_uses(DEEPER))
-    with Oracle.open(path, measure=False) as oracle:
-        assert oracle(DEEPER).predicted == pytest.approx(_uses(DEEPER))
-
-
-def test_strange_baselines_are_refused(load, tmp_path):
-    path = tmp_path / "latency.db"
-    with Oracle.open(path) as oracle:
-        oracle(SMALL)
-        oracle.table._db.execute("UPDATE environments SET baselines = '{}'")
-    for measure in (True, False):
-        with pytest.raises(InputError, match="is damaged: baselines are '{}'.*--table"):
-            Oracle.open(path, measure=measure)
-
-
 def test_a_block_that_is_repeated_counts_every_time(load, tmp_path):
     """SMALL has one residual block in its last stage; then come a stride-1 one, and the same one again."""
     once, twice = (parse(SMALL.text.replace("basic:1-2", f"basic:1-{code}")) for code in ("21", "211"))
@@ -260,8 +155,8 @@ def test_a_block_that_is_repeated_counts_every_time(load, tmp_path):
         table.put(row, spec.key(shapes), Timing(10.0 if (spec, shapes) == repeated else 1.0, 1.0, 0.5, 5))
     table.close()
     with Oracle.open(path, measure=False) as oracle:
-        assert oracle(once).predicted == pytest.approx(_uses(once) - 1 + 10)
-        assert oracle(twice).predicted == pytest.approx(_uses(once) - 1 + 20)
+        assert oracle(once).predicted == pytest.approx(uses_of(once) - 1 + 10)
+        assert oracle(twice).predicted == pytest.approx(uses_of(once) - 1 + 20)
         margin = oracle(twice).high - oracle(twice).predicted
         singles = sum(uses**2 for pair, uses in expand(twice).prices().items() if pair != repeated)
         assert margin == pytest.approx(2 * 0.5 * (singles + 20**2) ** 0.5), "its error repeats too"
@@ -319,87 +214,3 @@ def test_networks_that_this_version_cannot_read_are_left_out(filled, tmp_path):
         for text in ("64x64/transformer:9/classes:3", DEEPER.text):  # a part of the future; blocks that are not measured
             assert oracle.table.put_network(row, text, Timing(1.0, 1.0, 0.0, 9), {"dense": 1.0})
         assert oracle.calibration is None and len(oracle.calibrated()) == 2
-
-
-class Refuses(FakeEngine):
-    """Cannot prepare what has this many channels; fails while it runs what has `dies`. Counts what it is asked for."""
-
-    refuses, dies = 16, None
-    asked: ClassVar[list] = []
-
-    def prepare(self, workload):
-        spec = getattr(workload, "spec", None)
-        Refuses.asked.append(spec)
-        if Refuses.refuses and Refuses.refuses in (getattr(spec, "planes", None), getattr(spec, "hidden", None)):
-            raise cannot_run(self, workload, "no kernel\nfor this")
-        runner = super().prepare(workload)
-        if spec is not None and spec.op == Refuses.dies:
-            def run():
-                raise ValueError("CUDA error 700")
-
-            runner.run = run
-        return runner
-
-
-@pytest.fixture
-def refusing(load, monkeypatch):
-    monkeypatch.setattr(fastnas.latency.oracle, "open_engine", lambda text: Refuses())
-    monkeypatch.setattr(Refuses, "refuses", 16)
-    monkeypatch.setattr(Refuses, "dies", None)
-    Refuses.asked.clear()
-    return Refuses
-
-
-FINE = parse("64x64/basic:1-1,base=8/fpn:8/rpn:20,topk=50/rcnn:32,detections=10/classes:3")
-
-
-def test_what_the_engine_cannot_run_is_recorded_in_its_own_words(refusing, tmp_path):
-    path = tmp_path / "latency.db"
-    with Oracle.open(path) as oracle:
-        with pytest.raises(Unpriceable, match="engine fake cannot run Residual.*: no kernel for this") as error:
-            oracle(SMALL)
-        assert oracle(FINE).predicted == pytest.approx(_uses(FINE)), "other blueprints are priced"
-        asked = len(refusing.asked)
-        with pytest.raises(Unpriceable, match="no kernel for this"):
-            oracle(SMALL)
-        assert len(refusing.asked) == asked, "it is not tried again"
-    for measure in (True, False):  # in another process
-        with Oracle.open(path, measure=measure) as oracle, pytest.raises(Unpriceable) as again:
-            oracle(SMALL)
-        assert str(again.value) == str(error.value)
-    table = LatencyTable(path, writable=False)
-    failures = table.failures(table.environment(Refuses().environment()))
-    assert list(failures.values()) == [str(error.value)] and all("residual" in key for key in failures)
-    table.close()
-
-
-def test_a_block_that_fails_while_it_runs(refusing, tmp_path):
-    refusing.refuses, refusing.dies = None, "box-head"
-    with Oracle.open(tmp_path / "latency.db") as oracle, pytest.raises(Unpriceable, match="cannot run BoxHead.*CUDA error 700"):
-        oracle(SMALL)
-
-
-def test_filling_goes_past_what_fails_and_tries_it_again(refusing, tmp_path):
-    path, wanted = tmp_path / "latency.db", set(expand(SMALL).prices()) | set(expand(FINE).prices())
-    with Oracle.open(path) as oracle:
-        failing = [pair for pair in wanted if getattr(pair[0], "planes", getattr(pair[0], "hidden", 0)) == 16]
-        assert oracle.fill([SMALL, FINE]) == len(wanted) - len(failing) and 0 < len(failing) == len(oracle.missing([SMALL, FINE]))
-        assert oracle.priceable([SMALL, FINE]) == [FINE]
-        refusing.refuses = None  # another driver was installed, or memory is free again
-        assert oracle.fill([SMALL, FINE]) == len(failing) and oracle.priceable([SMALL, FINE]) == [SMALL, FINE]
-        assert oracle(SMALL).predicted == pytest.approx(_uses(SMALL))
-    table = LatencyTable(path, writable=False)
-    assert table.failures(table.environment(Refuses().environment())) == {}
-    table.close()
-
-
-def test_a_table_of_schema_2_is_read_and_upgraded(refusing, tmp_path):
-    path = tmp_path / "latency.db"
-    with Oracle.open(path) as oracle:
-        oracle(FINE)
-    with closing(sqlite3.connect(path)) as db:
-        db.executescript("DROP TABLE failures; PRAGMA user_version=2")
-    with Oracle.open(path, measure=False) as oracle:
-        assert oracle(FINE).predicted == pytest.approx(_uses(FINE))
-    with Oracle.open(path) as oracle, pytest.raises(Unpriceable):
-        oracle(SMALL)
