@@ -10,19 +10,16 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from fastnas.blueprint import blocks as b
 from fastnas.blueprint.wiring import DETECTIONS, IMAGE, Network
 from fastnas.models import one_stage
 from fastnas.models.blocks import build_block
 from fastnas.models.boxes import select_detections
-from fastnas.models.layers import BatchNormAct, Conv2d, SameConv2d
+from fastnas.models.fold import fold_batch_norms, folded
 from fastnas.models.onnx.build import block_inputs, replaced_inputs
 from fastnas.models.proposals import make_anchors, read_maps, select_proposals
-from fastnas.ops import WSConv2d
 
-FOLDS = {nn.Conv2d, Conv2d, SameConv2d}  # exactly these: a convolution that computes its weights in forward cannot take a norm in
 LAST_SCALE = 0.25  # of norms that start at zero: what a branch computes shall not vanish, nor grow with depth
 
 
@@ -196,29 +193,9 @@ def _module(spec: b.Spec, shapes: b.Shapes) -> nn.Module:
             scale = getattr(child, "weight", None) if isinstance(child, nn.BatchNorm2d | nn.GroupNorm) else None
             if scale is not None and not scale.any():
                 scale.fill_(LAST_SCALE)
-        return fold_batch_norms(fix_standardized(module))
+        return folded(module)
 
 
 def _of_use(spec: b.Spec, module: nn.Module, index: int) -> nn.Module:
     """The module at one use of its block; some hold norms for each of them."""
     return fold_batch_norms(module.at(index)) if spec.per_use else module
-
-
-def fix_standardized(module: nn.Module) -> nn.Module:
-    """Gives every convolution that standardises its weights in forward the result as its weights, in place."""
-    for parent in module.modules():
-        for name, child in list(parent.named_children()):
-            if isinstance(child, WSConv2d):
-                setattr(parent, name, child.fold())
-    return module
-
-
-def fold_batch_norms(module: nn.Module) -> nn.Module:
-    """Folds every batch norm into the convolution of the same name in `module` (conv1 and norm1, conv and norm), in place."""
-    for parent in module.modules():
-        for name, conv in list(parent.named_children()):
-            norm = getattr(parent, name.replace("conv", "norm"), None)
-            if "conv" in name and type(conv) in FOLDS and isinstance(norm, nn.BatchNorm2d):
-                setattr(parent, name, fuse_conv_bn_eval(conv, norm))
-                setattr(parent, name.replace("conv", "norm"), norm.rest if isinstance(norm, BatchNormAct) else nn.Identity())
-    return module

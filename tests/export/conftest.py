@@ -62,10 +62,11 @@ def trained(text: str) -> nn.Module:
     images = check_images(blueprint, 6).float() * scale + shift
     detector.train().dense(images)
     detector.eval()
-    predicted = {}
+    predicted, convs = {}, [name for name, module in detector.named_modules() if isinstance(module, nn.Conv2d)]
+    classes, boxes = ([name for name in convs if name.startswith(f"head.{tower}.")][-1:] for tower in ("classes", "boxes"))
     for name, module in detector.named_modules():
-        spread = 1.5 if name.endswith(("classes.pointwise.2", "cls_logits", "cls_score")) else 0.3
-        if spread == 1.5 or name.endswith(("boxes.pointwise.2", "bbox_pred")):
+        spread = 1.5 if name.endswith(("cls_logits", "cls_score", *classes)) else 0.3
+        if spread == 1.5 or name.endswith(("bbox_pred", *boxes)):
             module.register_forward_hook(lambda m, _, out, s=spread: predicted.setdefault(m, (s, out)) and None)
     detector(images)
     for module, (spread, out) in predicted.items():

@@ -12,8 +12,9 @@ from fastnas.errors import FastnasError, InputError
 from fastnas.latency import Oracle, timing
 from fastnas.latency.engines import open_engine
 from fastnas.models import build, timed
+from fastnas.models.fold import fold_batch_norms
 from fastnas.models.onnx import network_model
-from fastnas.models.timed import Timed, fold_batch_norms, timed_network
+from fastnas.models.timed import Timed, timed_network
 from fastnas.models.workload import BlockWorkload, NetworkWorkload
 from tests.models.test_onnx import LAYERS, noise, randomize, run, state
 
