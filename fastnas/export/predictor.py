@@ -18,6 +18,7 @@ from fastnas.data.images import DecodeError, decode_rgb, read_header
 from fastnas.errors import InputError
 from fastnas.export.description import class_name
 from fastnas.export.session import OnnxSession
+from fastnas.models.fold import folded
 from fastnas.models.onnx import raw_outputs
 from fastnas.models.pixels import scale_and_shift
 from fastnas.models.timed import BOX_MODULES
@@ -42,9 +43,9 @@ def open_predictor(path: Path | str) -> Predictor:
 
 class TorchPredictor:
     def __init__(self, path: Path | str):
-        self._detector, self.classes = load_detector(path)
-        self._detector.to(memory_format=torch.channels_last)
-        self.blueprint = self._detector.network.blueprint
+        detector, self.classes = load_detector(path)
+        self.blueprint = detector.network.blueprint
+        self._detector = folded(detector.to(memory_format=torch.channels_last))
 
     @torch.no_grad()
     def find(self, images: Tensor) -> list[Found]:

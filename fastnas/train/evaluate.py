@@ -13,8 +13,8 @@ from torch import Tensor
 from fastnas.data.coco import CocoSplit, as_coco_dict
 from fastnas.data.dataset import DetectionData
 from fastnas.models.detector import Detector
+from fastnas.models.fold import folded
 from fastnas.models.pixels import scale_and_shift
-from fastnas.ops import standardized
 from fastnas.train.precision import autocast, computed_in
 
 METRICS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar1", "ar10", "ar100", "ar_small", "ar_medium", "ar_large")
@@ -28,15 +28,17 @@ def normalize(images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def detect(detector: Detector, data: DetectionData, batch_size: int = 8, precision: str = "auto") -> list[dict]:
-    """Detections of a whole data set in COCO's result form: boxes xywh in pixels of the original images."""
-    detector.eval()
+    """Detections of a whole data set in COCO's result form: boxes xywh in pixels of the original images.
+
+    Computed by a folded copy; the detector stays as it is.
+    """
+    deployed = folded(detector, computed_in(precision))
 
     def find(images: Tensor) -> list[dict[str, Tensor]]:
         with autocast(precision):
-            return detector(normalize(images))
+            return deployed(normalize(images))
 
-    with standardized(detector, computed_in(precision)):  # weights are standardised once for all batches
-        return collect(find, data, [category.id for category in data.split.classes], batch_size)
+    return collect(find, data, [category.id for category in data.split.classes], batch_size)
 
 
 def collect(

@@ -9,9 +9,11 @@ from PIL import Image
 
 from fastnas.blueprint import parse
 from fastnas.errors import InputError
+from fastnas.export.check import check_images, compare
 from fastnas.export.picture import draw
 from fastnas.export.predictor import Detection, TorchPredictor, predict
-from fastnas.models.weights import load_weights, save_weights
+from fastnas.models.pixels import scale_and_shift
+from fastnas.models.weights import load_detector, load_weights, save_state, save_weights
 from tests.export.conftest import TEXTS
 
 
@@ -41,7 +43,8 @@ def test_images_are_prepared_as_in_training(weights, bccd, photographs):
     predictor = TorchPredictor(weights("one-stage"))
     split = read_coco(bccd, "val")
     split = replace(split, records=split.records[:2])
-    rows = detect(predictor._detector, DetectionData(split, predictor.blueprint.input), precision="fp32")
+    detector, _ = load_detector(weights("one-stage"))
+    rows = detect(detector, DetectionData(split, predictor.blueprint.input), precision="fp32")
     for record in split.records:
         found = predict(predictor, record.path)
         expected = [row for row in rows if row["image_id"] == record.image_id]
@@ -51,11 +54,22 @@ def test_images_are_prepared_as_in_training(weights, bccd, photographs):
             assert detection.box == pytest.approx((x, y, x + w, y + h), abs=0.1)
 
 
+@pytest.mark.parametrize("name", TEXTS)
+def test_the_deployed_form_detects_what_the_trained_one_does(weights, name):
+    predictor, (detector, _) = TorchPredictor(weights(name)), load_detector(weights(name))
+    images = check_images(predictor.blueprint, 2)
+    kept = {key for key, module in predictor._detector.named_modules() if isinstance(module, torch.nn.BatchNorm2d)}
+    assert all(key.startswith("head.") for key in kept)
+    scale, shift = map(torch.from_numpy, scale_and_shift())
+    with torch.no_grad():
+        expected = detector(images.float() * scale + shift)
+    check = compare(({}, expected), {}, predictor.find(images), "fp32", kept=20)
+    assert check.matched == check.detections > 0
+
+
 def test_names_that_are_not_known_are_numbered(weights, tmp_path):
     blueprint, _, state = load_weights(weights("two-stage"))
-    module = TorchPredictor(weights("two-stage"))._detector
-    assert module.state_dict().keys() == state.keys()
-    save_weights(tmp_path / "w.safetensors", module, blueprint, [])
+    save_state(tmp_path / "w.safetensors", state, blueprint, [])
     Image.new("RGB", (64, 64), "teal").save(tmp_path / "i.png")
     names = {d.name for d in predict(TorchPredictor(tmp_path / "w.safetensors"), tmp_path / "i.png")}
     assert names and names <= {"class 1", "class 2", "class 3"}

@@ -9,13 +9,16 @@ from PIL import Image
 
 from fastnas.blueprint import parse
 from fastnas.data.dataset import get_data
+from fastnas.models import build
 from fastnas.train.config import TrainConfig
-from fastnas.train.evaluate import coco_metrics, detect
+from fastnas.train.evaluate import coco_metrics, detect, normalize
 from fastnas.train.evaluator import Evaluator, Job
+from fastnas.train.precision import computed_in
 
 SIZE = (64, 80)  # of the batches; the files are larger, by another factor in x than in y, and not all by the same
 FILES = [(100, 160), (96, 240), (64, 80)]
 BLUEPRINT = parse("64x80/basic:1-2,base=8,stem=3x3/fpn:16/rpn:20,scale=4,topk=50/rcnn:16/classes:3")
+FOUND = {"boxes": torch.tensor([[4.0, 8.0, 44.0, 28.0]]), "scores": torch.tensor([0.9]), "labels": torch.tensor([1])}
 
 
 class Perfect(torch.nn.Module):
@@ -55,6 +58,22 @@ def test_boxes_are_pixels_of_the_file_and_categories_those_of_the_file(sparse_id
     for result, annotation in zip(results, annotations, strict=True):
         assert result["bbox"] == pytest.approx(annotation["bbox"], abs=1e-4)
     assert coco_metrics(data.split, results)["ap"] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_folded_copy_detects_and_the_detector_stays_trainable(shapes, monkeypatch, precision):
+    detector, data = build(BLUEPRINT).train(), get_data(shapes, "val", SIZE)
+    with torch.no_grad():
+        detector.dense(normalize(torch.randint(0, 256, (4, 3, *SIZE), dtype=torch.uint8)))  # statistics
+    before = {name: tensor.clone() for name, tensor in detector.state_dict().items()}
+    ran = []
+    monkeypatch.setattr(type(detector), "forward", lambda self, images: ran.append(self) or [FOUND for _ in images])
+    assert len(detect(detector, data, batch_size=8, precision=precision)) == len(data)
+    assert detector.training and all(parameter.requires_grad for parameter in detector.parameters())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in detector.state_dict().items())
+    first, second = ran
+    assert first is second is not detector and not any(isinstance(m, torch.nn.BatchNorm2d) for m in first.modules())
+    assert {parameter.dtype for parameter in first.parameters()} == {computed_in(precision)}
 
 
 def test_only_the_full_training_is_scored_by_pycocotools(shapes, tmp_path, monkeypatch):

@@ -97,7 +97,7 @@ def test_images_and_weights_are_channels_last(data, monkeypatch):
 
 
 def test_weights_are_standardised_once_a_step_and_once_an_evaluation(data, monkeypatch):
-    """In one call for all layers of the model: a layer that did it for itself would be counted."""
+    """In a step in one call for all layers of the model: a layer that did it for itself would be counted."""
     torch.manual_seed(0)
     detector = build(parse(BLUEPRINT.text.replace("base=8", "base=8,norm=gnws")))
     layers = sum(isinstance(module, WSConv2d) for module in detector.modules())
@@ -115,4 +115,4 @@ def test_weights_are_standardised_once_a_step_and_once_an_evaluation(data, monke
         assert calls == [("", layers), ("_backward", layers)] * 2
         calls.clear()
         detect(averaged, data, batch_size=8)
-    assert calls == [("", layers)]
+    assert calls == [("", 1)] * layers, "each when its weight is fixed, none for a batch of images"
