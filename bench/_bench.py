@@ -8,6 +8,8 @@
     if __name__ == "__main__":
         main("nms", cases)
 
+A case that takes long to make, or much memory, says its title at once and makes the rest in `build`, if its row is measured.
+
 bench/README.md says how to read what comes out.
 """
 
@@ -19,7 +21,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,7 @@ class Case:
     bound: the candidate that gets the operators' results for nothing, so no operators could be faster. It is no peer; the row
       says by how much it beats the strongest one.
     floor_bytes: the fewest bytes that this work has to read and write. max_error: of ours, against float64.
+    build: makes the candidates and any other fields, by name; asked only for rows that are measured.
     """
 
     operator: str
@@ -51,21 +54,26 @@ class Case:
     dtype: str
     layout: str
     direction: str  # "forward", "backward", "both"
-    candidates: Mapping[str, Run]
+    candidates: Mapping[str, Run] = field(default_factory=dict)
     goal: float | Mapping[str, float] | None = None
     floor_bytes: int | None = None
     max_error: float | None = None
     goal_percent_of_copy: float | None = None
     bound: str | None = None
     facts: Mapping[str, Any] | None = None  # anything else that the record should keep
+    build: Callable[[], Mapping[str, Any]] | None = None
 
     def __post_init__(self) -> None:
-        if OURS not in self.candidates:
+        if self.build is None and OURS not in self.candidates:
             raise ValueError(f"case {self.title!r}: no candidate is called {OURS!r}")
 
     @property
     def title(self) -> str:
         return " ".join([self.operator, self.shape, self.dtype, self.layout, self.direction])
+
+    def built(self) -> "Case":
+        """With all its fields."""
+        return self if self.build is None else replace(self, **self.build(), build=None)
 
 
 Cases = Callable[[torch.device], Iterator[Case]]
@@ -124,7 +132,7 @@ def _measure(document: dict[str, Any], cases: Cases, device: torch.device, threa
         for case in cases(device):
             if options.only and options.only not in case.title:
                 continue
-            row = measure_row(case, device, threads, options, copy)
+            row = measure_row(case.built(), device, threads, options, copy)
             document["rows"].append(row)
             if options.out is not None:
                 _write(document, options)  # a run that is stopped leaves what it has

@@ -1,12 +1,14 @@
 """Whole detectors, image to detections: every preset against the package that its network is known from, with the same weights.
 
-`effdet`: its models with its own selection and suppression (DetBenchPredict). `torchvision`: its detection models. Both as they
-come and in channels-last. Presets that neither package builds are left out. Parameters and multiply-adds of both stand in the facts
-of a row: ours as `fastnas.blueprint` counts them, the peer's as `torch.utils.flop_counter` saw them run.
+`fastnas`: the detector as it is trained, as its peers are. `fastnas deployed`: its folded form, which `fastnas predict` and
+`fastnas eval` run. `effdet`: its models with its own selection and suppression (DetBenchPredict). `torchvision`: its detection
+models. Both as they come and in channels-last. Presets that neither package builds are left out. Parameters and multiply-adds of
+both stand in the facts of a row: ours as `fastnas.blueprint` counts them, the peer's as `torch.utils.flop_counter` saw them run.
 """
 
 from collections.abc import Callable, Iterator
 from copy import deepcopy
+from functools import partial
 
 import torch
 from _bench import Case, main
@@ -17,6 +19,7 @@ from torchvision.models import detection
 from fastnas.blueprint import PRESETS, Blueprint, expand
 from fastnas.models import build
 from fastnas.models.convert import convert, find_format
+from fastnas.models.fold import folded
 from fastnas.train.precision import autocast
 
 try:
@@ -42,6 +45,14 @@ def peer_of(name: str, blueprint: Blueprint) -> tuple[str, nn.Module, Callable[[
 
 
 def preset_case(name: str, blueprint: Blueprint, device: torch.device) -> Case:
+    dtype = "fp32" if device.type == "cpu" else "bf16"
+    size = f"1x3x{blueprint.input[0]}x{blueprint.input[1]}"
+    made = partial(models, name, blueprint, device)
+    return Case("detect", f"{name} {size}", dtype, "nhwc", "forward", goal=GOAL, build=made)
+
+
+def models(name: str, blueprint: Blueprint, device: torch.device) -> dict[str, dict]:
+    """Candidates and facts of a preset."""
     torch.manual_seed(0)
     network, ours = expand(blueprint), build(blueprint)
     package, model, detects = peer_of(name, blueprint)
@@ -54,6 +65,7 @@ def preset_case(name: str, blueprint: Blueprint, device: torch.device) -> Case:
     last = images.contiguous(memory_format=torch.channels_last)
     candidates = {
         "fastnas": run(ours, last),
+        "fastnas deployed": run(folded(ours, torch.float32 if device.type == "cpu" else torch.bfloat16), last),
         package: run(detects(model), images),
         f"{package} channels-last": run(detects(deepcopy(model).to(memory_format=torch.channels_last)), last),
     }
@@ -63,8 +75,7 @@ def preset_case(name: str, blueprint: Blueprint, device: torch.device) -> Case:
         "macs": network.macs,
         f"{package}_macs": macs(detects(model), images),
     }
-    size, dtype = "x".join(map(str, images.shape)), "fp32" if device.type == "cpu" else "bf16"
-    return Case("detect", f"{name} {size}", dtype, "nhwc", "forward", candidates, goal=GOAL, facts=facts)
+    return {"candidates": candidates, "facts": facts}
 
 
 def run(detect: Detect, images: Tensor) -> Callable[[], object]:

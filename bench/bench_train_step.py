@@ -11,6 +11,7 @@ The learning rate is 0, so that every step does the same work on the same weight
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from types import SimpleNamespace
 
 import torch
@@ -103,7 +104,16 @@ def target(size: tuple[int, int], classes: int, seed: int, device: torch.device,
 
 
 def step_case(name: str, blueprint: Blueprint, device: torch.device, dtype: str, size: Size) -> Case:
-    """The row of one model. Raises AssertionError where the losses of the candidates differ."""
+    """The row of one model."""
+    return Case(
+        "train_step", f"{name} {size.images}x3x{size.input[0]}x{size.input[1]}", dtype, "nhwc", "both",
+        goal=GOAL if dtype == "bf16" else None, bound="operators for free",
+        build=partial(candidates, blueprint, device, dtype, size),
+    )  # fmt: skip
+
+
+def candidates(blueprint: Blueprint, device: torch.device, dtype: str, size: Size) -> dict[str, dict]:
+    """Candidates and facts of a row. Raises AssertionError where their losses differ."""
     step = Step(blueprint, device, dtype, size)
     replay = Replay(step)
     swap = Swap({operator: PEERS[operator] for operator in available()})
@@ -119,12 +129,10 @@ def step_case(name: str, blueprint: Blueprint, device: torch.device, dtype: str,
     with step.in_precision("fp32"):
         assert_same_losses("fp32", step, others)
     ours = assert_same_losses(dtype, step, for_free)
-    return Case(
-        "train_step", f"{name} {size.images}x3x{size.input[0]}x{size.input[1]}", dtype, "nhwc", "both",
-        {"fastnas": step, "others": others, "operators for free": for_free},
-        goal=GOAL if dtype == "bf16" else None, bound="operators for free",
-        facts={"losses": ours, "operator_calls": dict(replay.calls), "convolutions_ms": convolutions(step)},
-    )  # fmt: skip
+    return {
+        "candidates": {"fastnas": step, "others": others, "operators for free": for_free},
+        "facts": {"losses": ours, "operator_calls": dict(replay.calls), "convolutions_ms": convolutions(step)},
+    }
 
 
 def assert_same_losses(dtype: str, step: Step, candidate: Callable[[], dict[str, Tensor]]) -> dict[str, float]:

@@ -153,6 +153,23 @@ def test_only_and_without(bench, tmp_path):
     assert row["shape"] == "large" and set(row["timings"]) == {"fastnas", "peer"}
 
 
+def test_only_rows_that_are_measured_are_built(bench, tmp_path):
+    built = []
+
+    def make(shape):
+        built.append(shape)
+        return {"candidates": {"fastnas": sleeper(1e-4), "peer": sleeper(1e-4)}, "facts": {"weights": 3}}
+
+    def cases(device):
+        for shape in ("small", "large"):
+            yield bench.Case("op", shape, "fp32", "-", "forward", goal=1e-3, build=lambda shape=shape: make(shape))
+
+    (row,) = run(bench, tmp_path, cases, "--only", "large")["rows"]
+    assert built == ["large"] and row["facts"] == {"weights": 3} and row["strongest"] == "peer" and row["reached"] is True
+    with pytest.raises(ValueError, match="'op none fp32 - forward': no candidate is called 'fastnas'"):
+        bench.Case("op", "none", "fp32", "-", "forward", build=lambda: {"candidates": {"peer": broken}}).built()
+
+
 def test_a_partial_run_does_not_replace_the_record(bench, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(bench, "RESULTS", tmp_path)
     bench.main("sample", lambda device: iter(()), ["--threads", "1", "--quick"])

@@ -29,7 +29,7 @@ def peers(monkeypatch):
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_a_case_has_equal_losses_and_times_what_it_says(bench, dtype):
     size = bench.Size(2, (64, 96), 32, 50)
-    case = bench.step_case("tiny", parse(TINY), torch.device("cpu"), dtype, size)
+    case = bench.step_case("tiny", parse(TINY), torch.device("cpu"), dtype, size).built()
     assert set(case.candidates) == {"fastnas", "others", "operators for free"} and case.bound == "operators for free"
     assert case.facts["operator_calls"]["batched_nms"] == 1 and case.facts["operator_calls"]["multiscale_roi_align"] == 1
     assert set(case.facts["losses"]) == {"rpn_objectness", "rpn_box", "head_class", "head_box"}
@@ -48,7 +48,7 @@ def test_different_losses_stop_the_benchmark(bench, monkeypatch):
 
     monkeypatch.setitem(bench.PEERS, "batched_nms", nothing_suppressed)
     with pytest.raises(AssertionError, match="others"):
-        bench.step_case("tiny", parse(TINY), torch.device("cpu"), "fp32", bench.Size(2, (64, 96), 32, 50))
+        bench.step_case("tiny", parse(TINY), torch.device("cpu"), "fp32", bench.Size(2, (64, 96), 32, 50)).built()
     assert fastnas.models.boxes.batched_nms is ops.batched_nms
 
 
