@@ -58,7 +58,8 @@ def count(number: int, word: str, plural: str = "") -> str:
 
 
 def code(blueprint) -> str:
-    """The backbone's code where it has one (`basic 11-21-21-21`), else the one-line form."""
+    """The backbone's code where it has one (`basic 11-21-21-21`, `basic 11-21 + 0-2` with copies), else the one-line form."""
     backbone = blueprint.backbone
-    text = getattr(backbone, "code", None)
-    return f"{getattr(backbone, 'block', '')} {text}".strip() if text else blueprint.text
+    if not (text := getattr(backbone, "code", None)):
+        return blueprint.text
+    return f"{backbone.block} {text}{f' + {backbone.parallel}' if backbone.parallel else ''}"

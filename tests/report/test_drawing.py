@@ -3,6 +3,7 @@ import re
 from fastnas.blueprint import Lineage, parse
 from fastnas.report.drawing import EARLIER, NEW, OLD, RUN, backbone_svg, block_ages
 from fastnas.report.facts import gather
+from fastnas.report.units import code
 from tests.report.studies import candidate, finish
 
 TEXT = "240x320/basic:{},base=32,stem=3x3,norm=gn/fpn:64/rpn:200,scale=4/rcnn:256/classes:3"
@@ -13,8 +14,8 @@ def block(stage, index):
     return f"backbone.stage{stage}.block{index}"
 
 
-def add(study, code, parent=None, blocks=None):
-    record = study.add(candidate(parse(TEXT.format(code)), Lineage(parent, ("expand",) if blocks else (), blocks or {})))
+def add(study, backbone, parent=None, blocks=None):
+    record = study.add(candidate(parse(TEXT.format(backbone)), Lineage(parent, ("expand",) if blocks else (), blocks or {})))
     finish(study, record.id, 0.3)
     return record.id
 
@@ -48,6 +49,14 @@ def test_a_box_a_block_with_its_age(study):
     assert re.findall(r'class="block (\w+)"', svg) == ["old", "old", "new", "old"]
     heights = [float(height) for height in re.findall(r'<rect [^>]*height="([\d.]+)"', svg)]
     assert heights[0] == heights[1] == heights[2] > heights[3]
+
+
+def test_copies_are_told_and_their_connector_is_new(study):
+    ancestor = add(study, "1-2")
+    child = add(study, "1-2,parallel=0-2", ancestor, {**STEM, block(1, 1): block(1, 1), block(2, 1): block(2, 1)})
+    facts = gather(study)
+    assert [code(facts.by_id[id].blueprint) for id in (ancestor, child)] == ["basic 1-2", "basic 1-2 + 0-2"]
+    assert re.findall(r'class="block (\w+)"', backbone_svg(facts.by_id[child], facts)).count("new") == 1
 
 
 def test_long_runs_of_equal_blocks_become_one_box(study):

@@ -60,6 +60,7 @@ def test_many_rejected_children_are_one_node():
         (("expand stage 2 after block 3", "add stage 5"), "expand stage 2 +1"),
         (("swap boundary 1|2 by +1",), "swap boundary 1|2"),
         (("swap doubling of block 4 and 5", "x", "y"), "swap doubling +2"),
+        (("stage 3 copies 0 -> 2", "stage 4 copies 1 -> 0"), "stage 3 copies +1"),
         (("x" * 100,), "x" * 16 + "…"),
     ],
 )
