@@ -117,6 +117,9 @@ class Wiring:
         return Network(blueprint, tuple(blocks.values()), steps, self.shapes)
 
 
-def stage_block_name(stage: int, index: int) -> str:
-    """Name of a backbone block; both arguments count from 0, the name counts from 1."""
-    return f"backbone.stage{stage + 1}.block{index + 1}"
+def stage_block_name(stage: int, index: int, copy: int | None = None) -> str:
+    """Name of a backbone block, or of the weights that a copy of its stage (from 1) has of its own.
+
+    stage and index count from 0, the name counts from 1.
+    """
+    return f"backbone.stage{stage + 1}.{f'copy{copy}.' if copy else ''}block{index + 1}"

@@ -67,11 +67,11 @@ def command(blueprints, space, config, networks, calibrate, operators, engine, d
 
 def _spaces(space: str, config: str | None) -> list:
     """The space of that name, or all of them, of their demo configs unless another is named."""
-    from fastnas.search.config import SPACES, check_config, load_config
+    from fastnas.search.config import SPACES, check_config, demo_name, load_config
 
     made = []
     for name in SPACES if space == "all" else [space]:
-        checked = check_config(load_config(name, config), config or f"{name}-demo.yaml")
+        checked = check_config(load_config(name, config), config or demo_name(name))
         made.append(checked.make_space(parse(checked.ancestor).classes))
     return made
 

@@ -88,13 +88,11 @@ CONFIGS = {(space, name): SearchConfig[level.rules] for space, levels in LEVELS.
 
 
 def load_config(space: str, file: str | None, changes: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Reads a config file (none: the method's demo config) and applies KEY=VALUE changes with dotted keys. Raises InputError."""
+    """Reads a config file (none: that of the level's demo) and applies KEY=VALUE changes with dotted keys. Raises InputError."""
     if space not in SPACES:
         raise InputError(f"unknown space {space!r} (known: {', '.join(SPACES)})")
-    if file is None:
-        name, content = f"{space}-demo.yaml", _builtin(f"{space}-demo.yaml")
-    else:
-        name, content = file, read_text(Path(file), "config")
+    name = demo_name(space, changes) if file is None else file
+    content = _builtin(name) if file is None else read_text(Path(file), "config")
     try:
         data = yaml_value(content)
     except ValueError as error:
@@ -106,6 +104,13 @@ def load_config(space: str, file: str | None, changes: tuple[str, ...] = ()) -> 
     for change in changes:
         apply_change(data, change)
     return data
+
+
+def demo_name(space: str, changes: tuple[str, ...] = ()) -> str:
+    """The config file of a method's first level, or of the one that the changes name."""
+    _, *others = LEVELS[space]
+    named = [change.removeprefix("level=") for change in changes if change.startswith("level=")]
+    return f"{space}-{named[-1]}.yaml" if named and named[-1] in others else f"{space}-demo.yaml"
 
 
 def apply_change(data: dict[str, Any], change: str) -> None:

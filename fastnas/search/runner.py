@@ -16,7 +16,7 @@ from fastnas.errors import InputError
 from fastnas.files import cache_folder
 from fastnas.latency import Oracle
 from fastnas.models.start import check_start
-from fastnas.search.config import SearchConfig, apply_change, check_config, load_config
+from fastnas.search.config import SearchConfig, apply_change, check_config, demo_name, load_config
 from fastnas.search.driver import Driver, Listener, priced
 from fastnas.search.evolution import Evolution
 from fastnas.search.executor import Executor, InProcess, Workers, evaluators
@@ -37,13 +37,13 @@ def run(
 ) -> list[dict[str, Any]]:
     """Runs or resumes a search in folder `out` and returns the entries of its pareto.json.
 
-    config: path of a YAML file (none: the demo config of the space); changes: `key.sub=value` texts applied to it.
+    config: path of a YAML file (none: that of the level's demo); changes: `key.sub=value` texts applied to it.
     Raises InputError before anything is written where the input is wrong, FastnasError where the work failed.
     """
     out, listener = Path(out), listener or Listener()
     if resume:
         return _resume(out, space, config, changes, listener)
-    checked = _checked(load_config(space, config, changes), config or f"{space}-demo.yaml")
+    checked = _checked(load_config(space, config, changes), config or demo_name(space, changes))
     Study.check_free(out)
     train, val = _open_data(checked)
     start = checked.make_space(len(train.split.classes)).ancestor

@@ -10,6 +10,7 @@ from fastnas.blueprint import Blueprint
 from fastnas.spaces.efficientdet import CompoundRules, efficientdet_space
 from fastnas.spaces.factored import FactoredSpace
 from fastnas.spaces.modular import ModularRules, ModularSpace
+from fastnas.spaces.parallel import ParallelRules, ParallelSpace
 from fastnas.spaces.smnas import StructuralRules, structural_space
 from fastnas.spaces.space import Mutation, Space
 from fastnas.spaces.spnas import VEGA_V1, SerialRules, SerialSpace
@@ -25,7 +26,7 @@ class Level:
 
 # By method, then by name; the first level of a method is its default.
 LEVELS: dict[str, dict[str, Level]] = {
-    "spnas": {"serial": Level(SerialRules, SerialSpace)},
+    "spnas": {"serial": Level(SerialRules, SerialSpace), "parallel": Level(ParallelRules, ParallelSpace)},
     "smnas": {"structural": Level(StructuralRules, structural_space), "modular": Level(ModularRules, ModularSpace)},
     "efficientdet": {"compound": Level(CompoundRules, efficientdet_space)},
 }
@@ -39,6 +40,8 @@ __all__ = [
     "ModularRules",
     "ModularSpace",
     "Mutation",
+    "ParallelRules",
+    "ParallelSpace",
     "SerialRules",
     "SerialSpace",
     "Space",

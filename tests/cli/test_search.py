@@ -15,6 +15,8 @@ import pytest
 from fastnas.blueprint import parse
 from fastnas.cli import main
 from fastnas.latency import Oracle
+from fastnas.search import open_study
+from fastnas.search.record import FINISHED
 
 ROOT = Path(__file__).parents[2]
 ANCESTOR = "64x80/basic:1-2,base=8,stem=3x3/fpn:16/rpn:20,scale=4,topk=50/rcnn:16/classes:3"
@@ -121,6 +123,22 @@ def test_a_finished_study_has_nothing_to_do_and_prints_its_table(killed_and_resu
     code, out, err = run(["search", "--space", "spnas", "--out", folder, "--resume"], environment)
     assert code == 0 and rows(folder) == before
     assert "AP50" in out and str(folder / "report.html") in out
+
+
+def test_the_parallel_level_goes_on_from_the_winner_of_the_serial_one(arguments, environment, tmp_path, killed_and_resumed):
+    folder = killed_and_resumed[0]
+    winner = json.loads((folder / "pareto.json").read_text())[-1]
+    changes = [f"ancestor={winner['text']}", "candidates=2", "finalists=1", "epochs={ancestor: 1, child: 1, final: 0}"]
+    command = ["search", "--space", "spnas", *arguments[-2:], *(part for change in changes for part in ("--set", change))]
+    code, _, err = run(
+        [*command, "--set", "level=parallel", "--init", folder / winner["weights"], "--out", tmp_path / "s"], environment
+    )
+    assert code == 0, err
+    with open_study(tmp_path / "s") as study:
+        ancestor, child = (record for record in study.records() if record.state == FINISHED)
+    assert ancestor.blueprint.text == winner["text"] and child.lineage.blocks
+    assert child.blueprint.backbone.parallel and child.blueprint.backbone.code == ancestor.blueprint.backbone.code
+    assert child.macs > ancestor.macs and child.params > ancestor.params
 
 
 def test_a_candidate_over_the_latency_limit_is_never_trained(arguments, environment, tmp_path, killed_and_resumed):

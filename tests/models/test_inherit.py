@@ -1,7 +1,5 @@
 """Weight inheritance along the lineage."""
 
-import re
-
 import numpy as np
 import pytest
 import torch
@@ -14,7 +12,7 @@ from fastnas.models import build
 from fastnas.models.inherit import inherit
 from fastnas.models.start import check_start, start_from
 from fastnas.models.weights import save_state
-from fastnas.spaces import SerialRules, SerialSpace
+from fastnas.spaces import ParallelRules, ParallelSpace, SerialRules, SerialSpace
 from fastnas.spaces.space import same_blocks
 
 PARENT = "64x80/{block}:1-21-2,base=16,stem=3x3,norm={norm}/fpn:16/rpn:20,scale=4/rcnn:16/classes:3"
@@ -64,20 +62,54 @@ def test_a_new_stage_leaves_the_finer_levels_as_they_were():
         torch.testing.assert_close(own, other, rtol=0, atol=0)
 
 
+def parallel_child(parent, counts, norm, tied):
+    """A blueprint with copies `counts` of the stages, and its lineage from `parent`: the one that the space gives it."""
+    space = ParallelSpace(parent, ParallelRules(tied=tied, p_draw=1.0))
+    wanted = parse(PARENT.format(block="basic", norm=f"{norm},parallel={counts},tied={'yes' if tied else 'no'}"))
+    rng = np.random.default_rng(0)
+    found = next(child for child in iter(lambda: space.mutate(parent, rng), None) if child.blueprint == wanted)
+    return wanted, Lineage(0, found.operations, found.blocks)
+
+
 @pytest.mark.parametrize("norm", ["bn", "gn", "gnws"])
-@pytest.mark.parametrize("tied", ["yes", "no"])
+@pytest.mark.parametrize("tied", [True, False])
 @torch.no_grad()
 def test_new_copies_of_a_stage_leave_the_function_as_it_was(norm, tied):
     """The parallel level starts from a serial network: its connectors are new, its blocks (or the copies' own) are not."""
     torch.manual_seed(0)
     blueprint = parse(PARENT.format(block="basic", norm=norm))
-    child = build(parse(PARENT.format(block="basic", norm=f"{norm},parallel=1-0-2,tied={tied}"))).eval()
-    parent, images = trained(blueprint), torch.randn(1, 3, 64, 80)
-    blocks = {name: re.sub(r"copy\d+\.", "", name) for name in child.blocks if not name.endswith("connector")}
-    report = inherit(child, parent.state_dict(), Lineage(0, ("copies",), blocks))
+    child_blueprint, lineage = parallel_child(blueprint, "1-0-2", norm, tied)
+    parent, child, images = trained(blueprint), build(child_blueprint).eval(), torch.randn(1, 3, 64, 80)
+    report = inherit(child, parent.state_dict(), lineage)
     assert not report.mismatched and {name.split(".")[-4] for name in report.fresh} == {"connector"}
     for own, other in zip(dense(child, images), dense(parent, images), strict=True):
         torch.testing.assert_close(own, other, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("tied", "before", "after", "keeps"),
+    [
+        (True, "1-0-0", "1-0-2", True),
+        (True, "0-0-1", "0-2-1", True),
+        (True, "0-1-0", "0-2-0", False),  # the second copy feeds back through the connector of the first
+        (False, "0-1-0", "0-2-0", True),
+        (False, "0-1-1", "0-2-1", True),
+        (False, "0-1-2", "0-2-2", False),  # the second copy of stage 3 went on from the first of stage 2
+        (True, "1-0-1", "1-1-1", False),  # the copy of stage 3 went on from the backbone's own stage 2
+        (True, "0-2-0", "0-1-0", False),
+        (False, "0-2-0", "0-1-0", False),
+    ],
+)
+@torch.no_grad()
+def test_where_copies_beside_others_keep_the_function(tied, before, after, keeps):
+    """As `fastnas.spaces.parallel` says: not where copies go, share a connector, or get another input."""
+    torch.manual_seed(0)
+    blueprint = parse(PARENT.format(block="basic", norm=f"bn,parallel={before},tied={'yes' if tied else 'no'}"))
+    child_blueprint, lineage = parallel_child(blueprint, after, "bn", tied)
+    parent, child, images = trained(blueprint), build(child_blueprint).eval(), torch.randn(1, 3, 64, 80)
+    inherit(child, parent.state_dict(), lineage)
+    same = [torch.equal(own, other) for own, other in zip(dense(child, images), dense(parent, images), strict=True)]
+    assert all(same) == keeps
 
 
 @settings(max_examples=20)

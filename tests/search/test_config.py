@@ -77,12 +77,15 @@ def test_broken_files_are_named(tmp_path):
         "train.sampling.proposals=10001",
         "train.augment.zoom=[1.2, 0.8]", "train.augment.zoom=[0.05, 1]", "train.augment.zoom=[1, 11]",
         "train.augment.zoom=[.nan, 1]", "train.augment.zoom=[1]",
+        "rules.prior=[]", "rules.prior=[1]", "rules.prior=[0.5, 0.6]", "rules.prior=[1.5, -0.5]", "rules.prior=[.nan, 1]",
+        "rules.prior=[0.5, 0.05, 0.05, 0.05, 0.05, 0.05, 0.05, 0.05, 0.05, 0.05, 0.05]", "rules.p_draw=1.1",
     ],
 )  # fmt: skip
 def test_what_would_fail_late_is_refused_early(change):
     key = change.partition("=")[0]
+    level = "parallel" if key in ("rules.prior", "rules.p_draw") else "serial"
     with pytest.raises(InputError) as caught:
-        check_config(load_config("spnas", None, (change,)))
+        check_config(load_config("spnas", None, (f"level={level}", change)))
     message = str(caught.value)
     section, _, last = key.rpartition(".")
     assert key in message or (f"{section}:" in message and last in message)
@@ -91,14 +94,13 @@ def test_what_would_fail_late_is_refused_early(change):
 
 @pytest.mark.parametrize(("space", "level"), [(space, level) for space, levels in LEVELS.items() for level in levels])
 def test_every_level_has_rules_of_its_own(space, level):
-    file = str(CONFIGS / "smnas-modular.yaml") if level == "modular" else None
-    settings = check_config(load_config(space, file, (f"level={level}",)))
+    settings = check_config(load_config(space, None, (f"level={level}",)))
     assert type(settings.rules) is LEVELS[space][level].rules and settings.make_space(3).name == space
     assert check_config(settings.model_dump(mode="json")) == settings, "a worker reads it back"
     wrong = {"rules.p_cross=2": "p_cross is 2", "rules.nonsense=1": "rules.nonsense", "rules.operations=x": "rules.operations"}
     for change, says in wrong.items():
         with pytest.raises(InputError, match=says) as caught:
-            check_config(load_config(space, file, (change,)))
+            check_config(load_config(space, None, (f"level={level}", change)))
         assert str(caught.value).isprintable()
 
 

@@ -7,7 +7,13 @@ from fastnas.search.config import check_config, load_config
 from fastnas.spaces import Space
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-FILES = {"spnas": "spnas-demo", "smnas": "smnas-demo", "smnas-modular": "smnas-modular", "efficientdet": "efficientdet-demo"}
+FILES = {
+    "spnas": "spnas-demo",
+    "spnas-parallel": "spnas-parallel",
+    "smnas": "smnas-demo",
+    "smnas-modular": "smnas-modular",
+    "efficientdet": "efficientdet-demo",
+}
 
 
 @cache

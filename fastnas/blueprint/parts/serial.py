@@ -99,24 +99,18 @@ class _Passes:
     """Passes through one stage: of the backbone's own blocks and of copies, and what connects them."""
 
     def __init__(self, wiring: Wiring, stage: int, specs: list["Residual"], tied: bool):
-        self._wiring, self._specs, self._tied = wiring, specs, tied
-        self._names = [stage_block_name(stage, index) for index in range(len(specs))]
-        self._stage = self._names[0].rpartition(".")[0]
+        self._wiring, self._stage, self._specs, self._tied = wiring, stage, specs, tied
 
     def run(self, value: str, copy: int | None) -> str:
-        for name, spec in zip(self._names, self._specs, strict=True):
-            if copy is None:
-                value = self._wiring.add(name, spec, [value])
-            elif self._tied:
-                value = self._wiring.add(name, spec, [value], (f"{name}.copy{copy}",))
-            else:
-                value = self._wiring.add(f"{self._stage}.copy{copy}.{name.rpartition('.')[2]}", spec, [value])
+        for index, spec in enumerate(self._specs):
+            name = stage_block_name(self._stage, index, None if self._tied else copy)
+            value = self._wiring.add(name, spec, [value], (f"{name}.copy{copy}",) if self._tied and copy else None)
         return value
 
     def connect(self, value: str, output: str, copy: int) -> str:
         first, last = self._specs[0], self._specs[-1]
         spec = Connector(last.out_channels, first.in_channels, first.norm, first.base // 2)
-        name = f"{self._stage}.connector" if self._tied else f"{self._stage}.copy{copy}.connector"
+        name = f"backbone.stage{self._stage + 1}.{'' if self._tied else f'copy{copy}.'}connector"
         return self._wiring.add(name, spec, [value, output], (f"{name}.sum{copy}" if self._tied else name,))
 
 
