@@ -11,12 +11,23 @@ from functools import cached_property
 
 import numpy as np
 
-from fastnas.blueprint import Blueprint, BlueprintError, SerialBackbone
+from fastnas.blueprint import Blueprint, BlueprintError
 from fastnas.errors import InputError
 from fastnas.spaces.genes import END, Transition
 from fastnas.spaces.rules import OPERATIONS, PROBABILITY, STRICT, check, check_choices
 from fastnas.spaces.space import Mutation
-from fastnas.spaces.spnas import SYMBOLS, Genome, block_map, check_size, code_of, crossed, genome_of, swap_boundary, swap_doubling
+from fastnas.spaces.spnas import (
+    SYMBOLS,
+    Genome,
+    block_map,
+    check_serial,
+    check_size,
+    code_of,
+    crossed,
+    genome_of,
+    swap_boundary,
+    swap_doubling,
+)
 
 STAGES, DOUBLINGS = 4, 3
 TRIES = 200
@@ -58,8 +69,9 @@ class ModularSpace:
         return self.rules.p_cross
 
     def validate(self, blueprint: Blueprint) -> None:
-        if not isinstance(blueprint.backbone, SerialBackbone) or not hasattr(blueprint.head, "hidden"):
-            raise InputError(f"{blueprint.text} has no backbone with a code, or no head with hidden layers")
+        check_serial(blueprint)
+        if not hasattr(blueprint.head, "hidden"):
+            raise InputError(f"{blueprint.text} has no head with hidden layers")
         code, rules = blueprint.backbone.code, self.rules
         blocks = len(code) - code.count("-")
         if code.count("-") != STAGES - 1 or code.count("2") != DOUBLINGS:

@@ -76,8 +76,7 @@ class SerialSpace:
         return self.rules.p_cross
 
     def validate(self, blueprint: Blueprint) -> None:
-        if not isinstance(blueprint.backbone, SerialBackbone):
-            raise InputError(f"{blueprint.text} has no backbone with a code")
+        check_serial(blueprint)
         code, rules = blueprint.backbone.code, self.rules
         blocks, stages = len(code) - code.count("-"), blueprint.backbone.stages
         check_size(code, "blocks", blocks, rules.min_blocks, rules.max_blocks)
@@ -193,6 +192,14 @@ class SerialSpace:
         if draw < rules.p_expand + rules.p_swap + rules.p_add_stage and len(genome) < rules.max_stages:
             return add_stage(genome)
         return genome, ""
+
+
+def check_serial(blueprint: Blueprint) -> None:
+    """Raises InputError where the backbone has no code, or copies of its stages: to what grows they would not belong."""
+    if not isinstance(blueprint.backbone, SerialBackbone):
+        raise InputError(f"{blueprint.text} has no backbone with a code")
+    if parallel := blueprint.backbone.parallel:
+        raise InputError(f"{blueprint.text} has copies of stages: leave parallel={parallel} out (they have level=parallel)")
 
 
 def check_size(code: str, what: str, number: int, low: int, high: int) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fastnas.blueprint import expand, parse
 from fastnas.errors import InputError
-from fastnas.spaces import VEGA_V1, SerialRules, SerialSpace
+from fastnas.spaces import VEGA_V1, ModularRules, ModularSpace, SerialRules, SerialSpace
 from fastnas.spaces.spnas import add_stage, code_of, genome_of, swap_boundary, swap_doubling
 from fastnas.spaces.spnas import expand as grow
 from tests.strategies import codes
@@ -84,6 +84,14 @@ def test_operations_come_at_their_rates():
     drawn = [space._draw(genome, rng)[1].split(" ")[0] for _ in range(6000)]
     for name, rate in (("expand", VEGA_V1.p_expand), ("swap", VEGA_V1.p_swap), ("add", VEGA_V1.p_add_stage)):
         assert drawn.count(name) / 6000 == pytest.approx(rate, abs=0.03)
+
+
+def test_copies_of_stages_do_not_grow():
+    """A child would have none of their connectors."""
+    parallel = ANCESTOR.replace(backbone=dataclasses.replace(ANCESTOR.backbone, parallel="1-0-0-0"))
+    for space, rules in ((SerialSpace, SerialRules()), (ModularSpace, ModularRules())):
+        with pytest.raises(InputError, match="leave parallel=1-0.* out"):
+            space(parallel, rules)
 
 
 def test_bounds_and_rates_are_checked():
