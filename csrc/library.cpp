@@ -67,4 +67,13 @@ STABLE_TORCH_LIBRARY(fastnas, m) {
   m.def(
       "group_norm_act_backward(Tensor grad, Tensor input, Tensor mean, Tensor rstd, int groups, Tensor? weight, "
       "Tensor? bias, str activation, Tensor? residual, bool[] wanted) -> (Tensor, Tensor, Tensor, Tensor)");
+
+  // input [N, C, H, W], weight [C, 1, kh, kw], bias [C], stride (y, x), padding (top, bottom, left, right) -> [N, C, H', W'] in
+  // input's type and layout; the types of weight and bias may differ from it.
+  m.def("depthwise_conv2d(Tensor input, Tensor weight, Tensor? bias, int[] stride, int[] padding) -> Tensor");
+
+  // wanted: of input, weight, bias -> their gradients, [0] for those not wanted; the last two in the type of weight.
+  m.def(
+      "depthwise_conv2d_backward(Tensor grad, Tensor input, Tensor weight, int[] stride, int[] padding, bool[] wanted) "
+      "-> (Tensor, Tensor, Tensor)");
 }

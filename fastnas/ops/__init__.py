@@ -4,6 +4,7 @@ Every function takes tensors of one device; `build_info()` tells what was built,
 """
 
 from fastnas.ops._library import build_info
+from fastnas.ops.depthwise_conv import DepthwiseConv2d, depthwise_conv2d
 from fastnas.ops.group_norm import GroupNormAct, group_norm_act
 from fastnas.ops.nms import batched_nms, nms, nms_padded
 from fastnas.ops.roi_align import MultiscaleRoIAlign, RoIAlign, multiscale_roi_align, roi_align
@@ -14,6 +15,7 @@ from fastnas.ops.weighted_fusion import WeightedFusion, weighted_fusion
 from fastnas.ops.ws_conv import WSConv2d, WSConvGN, fold_standardized, ws_conv_gn
 
 __all__ = [
+    "DepthwiseConv2d",
     "GroupNormAct",
     "MultiscaleRoIAlign",
     "RoIAlign",
@@ -22,6 +24,7 @@ __all__ = [
     "WeightedFusion",
     "batched_nms",
     "build_info",
+    "depthwise_conv2d",
     "fold_standardized",
     "group_norm_act",
     "multiscale_roi_align",

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastnas.ops._autocast import cast, convolution_type
 from fastnas.ops._layout import is_channels_last
 from fastnas.ops.group_norm import GroupNormAct, group_norm_act
 from fastnas.ops.standardize_weight import standardize_weight
@@ -51,11 +52,11 @@ def ws_conv_gn(
     Raises:
         as `standardize_weight`, `torch.nn.functional.conv2d` and `group_norm_act`.
     """
-    dtype = _convolution_type(input)
+    dtype = convolution_type(input)
     ready = standardize_weight(
         weight, gain, eps, convention, dtype, scale=scale, channels_last=input.dim() == 4 and is_channels_last(input)
     )
-    features = F.conv2d(input.to(dtype), ready, _cast(bias, dtype), stride, padding, dilation, groups)
+    features = F.conv2d(input.to(dtype), ready, cast(bias, dtype), stride, padding, dilation, groups)
     return group_norm_act(features, gn_groups, gn_weight, gn_bias, gn_eps, activation, residual)
 
 
@@ -97,9 +98,9 @@ class WSConv2d(Standardizing, nn.Conv2d):
         self.register_parameter("gain", gain)
 
     def forward(self, input: Tensor) -> Tensor:
-        dtype = _convolution_type(input)
+        dtype = convolution_type(input)
         weight = self.standardized_weight(dtype, input.dim() == 4 and is_channels_last(input))
-        return self._conv_forward(input.to(dtype), weight, _cast(self.bias, dtype))
+        return self._conv_forward(input.to(dtype), weight, cast(self.bias, dtype))
 
     @torch.no_grad()
     def fold(self) -> nn.Conv2d:
@@ -179,15 +180,3 @@ def fold_standardized(model: nn.Module) -> nn.Module:
     # The layers' copies are never made: deepcopy finds their folded forms where it would look for copies made before.
     folded = {id(layer): layer.fold() for layer in model.modules() if isinstance(layer, WSConv2d)}
     return copy.deepcopy(model, memo=folded)
-
-
-def _convolution_type(input: Tensor) -> torch.dtype:
-    kind = input.device.type
-    autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)  # maps on the meta device have none
-    if autocast and input.is_floating_point() and input.dtype != torch.float64:
-        return torch.get_autocast_dtype(kind)
-    return input.dtype
-
-
-def _cast(values: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    return None if values is None else values.to(dtype)

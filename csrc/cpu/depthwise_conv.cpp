@@ -1,0 +1,430 @@
+// Depthwise convolution (one filter per channel) on the CPU: forward, and the gradients of input, weight and bias.
+//
+// Work is cut, by shape alone, into bands of rows of one image that stay in the core's second cache; a band is gone through one
+// block of channels at a time, whose few rows stay in the first. The backward pass computes both gradients band by band, so that
+// the gradient of the result is read from memory once. Sums are fp32 (fp64 for fp64); weights' are made per band, then joined in
+// double in the order of the bands: the result does not depend on the number of threads.
+#include <torch/csrc/stable/library.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "depthwise_conv_call.h"
+#include "depthwise_conv_plan.h"
+#include "memory.h"
+#include "storage.h"
+
+namespace fastnas {
+namespace depthwise {
+namespace {
+
+constexpr int64_t kScratchBytes = 1 << 20;   // half of a second cache
+constexpr int64_t kLeastBlocks = 4;          // of channels, so that whole lines of the first cache are read
+constexpr int64_t kBandNumbers = 1 << 19;    // a band reads a few rows of its neighbours' again
+constexpr int64_t kNumbersPerThread = 1 << 16;
+
+FASTNAS_CLONES void correlate(const RowJob<float>& job) { correlate_body(job); }
+FASTNAS_CLONES void correlate(const RowJob<double>& job) { correlate_body(job); }
+FASTNAS_CLONES void sum_weights(const WeightJob<float>& job) { weight_body(job); }
+FASTNAS_CLONES void sum_weights(const WeightJob<double>& job) { weight_body(job); }
+FASTNAS_CLONES void read(const CopyJob<const float>& job) { read_body(job); }
+FASTNAS_CLONES void read(const CopyJob<const double>& job) { read_body(job); }
+FASTNAS_CLONES void read(const CopyJob<const BFloat16>& job) { read_body(job); }
+FASTNAS_CLONES void read(const CopyJob<const Float16>& job) { read_body(job); }
+FASTNAS_CLONES void write(const CopyJob<float>& job) { write_body(job); }
+FASTNAS_CLONES void write(const CopyJob<double>& job) { write_body(job); }
+FASTNAS_CLONES void write(const CopyJob<BFloat16>& job) { write_body(job); }
+FASTNAS_CLONES void write(const CopyJob<Float16>& job) { write_body(job); }
+
+template <typename S>
+View<const S> read_view(const Tensor& map) {
+  return {static_cast<const S*>(map.const_data_ptr()), map.stride(0), map.stride(1), map.stride(2), map.stride(3)};
+}
+template <typename S>
+View<S> write_view(Tensor& map) {
+  return {static_cast<S*>(map.mutable_data_ptr()), map.stride(0), map.stride(1), map.stride(2), map.stride(3)};
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Rows of the band's channels, in scratch memory as blocks of channels
+
+template <typename A>
+int64_t blocks_of(int64_t channels) {
+  return (channels + kChannelLanes<A> - 1) / kChannelLanes<A>;
+}
+
+// Between neighbouring blocks: no multiple of a page, where all blocks would fight for the same places in the first cache.
+template <typename A>
+int64_t block_stride(int64_t columns) {
+  return (columns + (columns % 2 == 0)) * kChannelLanes<A>;
+}
+
+template <typename S, typename A>
+CopyJob<S> row_job(const View<S>& map, const Band& band, int64_t y, int64_t columns, A* scratch, int64_t stride) {
+  S* const data = map.data + band.image * map.image + band.channel * map.channel + y * map.row;
+  return {data, band.channels, columns, map.channel, map.column, scratch, stride};
+}
+
+// The last rows of a map that were read.
+template <typename S>
+class Window {
+ public:
+  using A = accumulator_t<S>;
+  // before: columns of zeros in front of the map's `width`; columns: zeros behind them included
+  Window(View<const S> map, int64_t height, int64_t width, int64_t rows, int64_t before, int64_t columns, int64_t blocks)
+      : map_(map), height_(height), width_(width), rows_(rows), stride_(block_stride<A>(columns)), row_(blocks * stride_),
+        before_(before * kChannelLanes<A>), memory_((rows + 1) * row_), found_(rows) {}
+
+  void open(const Band& band, int64_t first) {
+    band_ = band;
+    next_ = std::max<int64_t>(0, first);
+  }
+  // The block's rows from `first` on, at the map's column `column`; zeros where the map has none.
+  const A* const* rows(int64_t first, int64_t count, int64_t block, int64_t column) {
+    for (; next_ < std::min(first + count, height_); ++next_) {
+      read(row_job(map_, band_, next_, width_, slot(next_ % rows_) + before_, stride_));
+    }
+    for (int64_t r = 0; r < count; ++r) {
+      const int64_t y = first + r;
+      found_[r] = slot(y < 0 || y >= height_ ? rows_ : y % rows_) + block * stride_ + before_ + column * kChannelLanes<A>;
+    }
+    return found_.data();
+  }
+
+ private:
+  A* slot(int64_t index) { return memory_.data() + index * row_; }
+
+  View<const S> map_;
+  int64_t height_, width_, rows_, stride_, row_, before_;
+  Memory<A> memory_;  // the last row: zeros
+  std::vector<const A*> found_;
+  Band band_{};
+  int64_t next_ = 0;
+};
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Forward and the gradient of the input
+
+template <typename A>
+class Filters {
+ public:
+  Filters(const Convolution& conv, const Axis& rows, const Axis& columns, const Tensor& weight,
+          const std::optional<Tensor>& bias)
+      : per_block_(conv.taps() * kChannelLanes<A>),
+        memory_(blocks_of<A>(conv.channels) * (per_block_ + kChannelLanes<A>)) {
+    constexpr auto type = std::is_same_v<A, double> ? ScalarType::Double : ScalarType::Float;
+    constexpr int64_t kLanes = kChannelLanes<A>;
+    const Tensor wide = torch::stable::contiguous(torch::stable::to(weight, type));
+    const A* values = static_cast<const A*>(wide.const_data_ptr());
+    starts_ = memory_.data() + blocks_of<A>(conv.channels) * per_block_;
+    if (bias) {
+      const Tensor wide_bias = torch::stable::contiguous(torch::stable::to(*bias, type));
+      std::copy_n(static_cast<const A*>(wide_bias.const_data_ptr()), conv.channels, starts_);
+    }
+    // The order of the cells of a block: by phases of rows and columns, then as rows and columns are summed.
+    std::vector<int64_t> cells;
+    for (const Phase& y : rows.phases) {
+      for (const Phase& x : columns.phases) {
+        first_.push_back(static_cast<int64_t>(cells.size()) * kLanes);
+        for (int64_t j = 0; j < y.taps; ++j) {
+          for (int64_t i = 0; i < x.taps; ++i) {
+            cells.push_back((y.first + y.step * j) * conv.kernel_width + x.first + x.step * i);
+          }
+        }
+      }
+    }
+    for (int64_t c = 0; c < conv.channels; ++c) {
+      A* to = memory_.data() + c / kLanes * per_block_ + c % kLanes;
+      for (const int64_t cell : cells) {
+        *to = values[c * conv.taps() + cell];
+        to += kLanes;
+      }
+    }
+  }
+
+  const A* weights(int64_t block, size_t phases) { return memory_.data() + block * per_block_ + first_[phases]; }
+  const A* start(int64_t block) const { return starts_ + block * kChannelLanes<A>; }
+
+ private:
+  int64_t per_block_;
+  Memory<A> memory_;
+  A* starts_;
+  std::vector<int64_t> first_;
+};
+
+template <typename S>
+class Correlation {
+ public:
+  using A = accumulator_t<S>;
+  static constexpr int64_t kLanes = kChannelLanes<A>;
+
+  Correlation(const Convolution& conv, const Axis& rows, const Axis& columns, const Tensor& weight,
+              const std::optional<Tensor>& bias, View<const S> source, View<S> result)
+      : rows_(rows), columns_(columns), filters_(conv, rows, columns, weight, bias), source_(source), result_(result) {}
+
+  Window<S> window(int64_t blocks) const {
+    int64_t most = columns_.before() + columns_.source;
+    for (size_t p = 0; p < columns_.phases.size(); ++p) {
+      const Phase& phase = columns_.phases[p];
+      most = std::max(most, columns_.before() + phase.base + columns_read(columns_.count(p), phase.taps, columns_.stride));
+    }
+    return {source_, rows_.source, columns_.source, rows_.most_taps(), columns_.before(), most, blocks};
+  }
+  Memory<A> line(int64_t blocks) const { return Memory<A>(blocks * block_stride<A>(columns_.result)); }
+
+  // Row y of the result. line: memory for it.
+  void run(const Band& band, int64_t y, Window<S>& window, Memory<A>& line) {
+    const size_t row_phase = static_cast<size_t>(y) % rows_.phases.size(), phases = columns_.phases.size();
+    const Phase& rows = rows_.phases[row_phase];
+    const int64_t top = rows_.first(y), skipped = std::max<int64_t>(0, -top);
+    const int64_t count = std::max<int64_t>(0, std::min(rows.taps, rows_.source - top) - skipped);
+    const auto out = row_job(result_, band, y, columns_.result, line.data(), block_stride<A>(columns_.result));
+    for (int64_t block = 0; block < band.blocks; ++block) {
+      for (size_t p = 0; p < phases; ++p) {
+        const Phase& phase = columns_.phases[p];
+        RowJob<A> job;
+        job.rows = phase.taps > 0 ? count : 0;
+        job.source = job.rows > 0 ? window.rows(top + skipped, count, block, phase.base) : nullptr;
+        job.weights = filters_.weights(band.first_block + block, row_phase * phases + p) + skipped * phase.taps * kLanes;
+        job.start = filters_.start(band.first_block + block);
+        job.taps = std::max<int64_t>(1, phase.taps);
+        job.stride = columns_.stride;
+        job.count = columns_.count(p);
+        job.result = line.data() + block * out.block_stride + static_cast<int64_t>(p) * kLanes;
+        job.step = static_cast<int64_t>(phases) * kLanes;
+        correlate(job);
+      }
+    }
+    write(out);
+  }
+
+  const Axis& rows() const { return rows_; }
+
+ private:
+  Axis rows_, columns_;
+  Filters<A> filters_;
+  View<const S> source_;
+  View<S> result_;
+};
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The gradients of weight and bias
+
+template <typename S>
+class WeightGradient {
+ public:
+  using A = accumulator_t<S>;
+  static constexpr int64_t kLanes = kChannelLanes<A>;
+
+  WeightGradient(const Convolution& conv, int64_t units, View<const S> input)
+      : conv_(conv), input_(input), per_block_((conv.taps() + 1) * kLanes),
+        per_unit_(blocks_of<A>(conv.channels) * per_block_), units_(units), sums_(units * per_unit_) {}
+
+  Window<S> window(int64_t blocks) const {
+    const int64_t read = (conv_.out_width - 1) * conv_.stride_x + conv_.kernel_width;
+    return {input_, conv_.height, conv_.width, conv_.kernel_height, conv_.left,
+            std::max(conv_.left + conv_.width, read), blocks};
+  }
+
+  // Adds what row y of the gradient contributes.
+  void run(const Band& band, int64_t y, bool bias, Window<S>& grads, Window<S>& inputs) {
+    for (int64_t block = 0; block < band.blocks; ++block) {
+      WeightJob<A> job;
+      job.source = inputs.rows(y * conv_.stride_y - conv_.top, conv_.kernel_height, block, -conv_.left);
+      job.grad = grads.rows(y, 1, block, 0)[0];
+      job.rows = conv_.kernel_height;
+      job.taps = conv_.kernel_width;
+      job.stride = conv_.stride_x;
+      job.count = conv_.out_width;
+      job.sums = sums_.data() + band.unit * per_unit_ + (band.first_block + block) * per_block_;
+      sum_weights(job);
+      if (!bias) continue;
+      const A* const one = ones();  // a map of ones: the sum of the gradients
+      job.source = &one;
+      job.rows = job.taps = 1;
+      job.stride = 0;
+      job.sums += conv_.taps() * kLanes;
+      sum_weights(job);
+    }
+  }
+
+  // result: [channels, cells]; first_cell: where they begin in the sums of a block.
+  void write_sums(int64_t first_cell, int64_t cells, A* result) {
+    std::vector<double> totals(cells * kLanes);
+    for (int64_t block = 0; block < blocks_of<A>(conv_.channels); ++block) {
+      std::fill(totals.begin(), totals.end(), 0.0);
+      for (int64_t unit = 0; unit < units_; ++unit) {
+        const A* own = sums_.data() + unit * per_unit_ + block * per_block_ + first_cell * kLanes;
+        for (int64_t i = 0; i < cells * kLanes; ++i) totals[i] += own[i];
+      }
+      const int64_t channels = std::min(kLanes, conv_.channels - block * kLanes);
+      for (int64_t c = 0; c < channels; ++c) {
+        for (int64_t i = 0; i < cells; ++i) result[(block * kLanes + c) * cells + i] = static_cast<A>(totals[i * kLanes + c]);
+      }
+    }
+  }
+
+ private:
+  static const A* ones() {
+    struct alignas(kRegister) Ones {
+      A values[kLanes];
+      Ones() { std::fill_n(values, kLanes, A(1)); }
+    };
+    static const Ones all;
+    return all.values;
+  }
+
+  const Convolution& conv_;
+  View<const S> input_;
+  int64_t per_block_, per_unit_, units_;
+  Memory<A> sums_;  // [units, blocks, taps and one for the bias, lanes]
+};
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Cutting
+
+class Bands {
+ public:
+  Bands(const Convolution& conv, int64_t lanes, int64_t number_bytes) : conv_(conv), lanes_(lanes) {
+    // What scratch memory holds of a channel: rows of the input, of the gradient, and one of the result.
+    const int64_t scratch = (conv.kernel_height + 1) * (conv.width + conv.out_width);
+    const int64_t all = (conv.channels + lanes - 1) / lanes;
+    const int64_t most = std::max<int64_t>(kLeastBlocks, kScratchBytes / (scratch * lanes * number_bytes));
+    groups_ = (all + most - 1) / most;
+    blocks_ = (all + groups_ - 1) / groups_;
+    const int64_t numbers = (conv.width * conv.stride_y + conv.out_width) * blocks_ * lanes;  // of a row of the result
+    rows_ = std::clamp<int64_t>(kBandNumbers / numbers, 1, conv.out_height);
+    per_image_ = (conv.out_height + rows_ - 1) / rows_;
+    per_thread_ = std::max<int64_t>(1, kNumbersPerThread / (rows_ * numbers));
+  }
+
+  int64_t units() const { return conv_.images * per_image_; }
+  int64_t count() const { return units() * groups_; }
+  int64_t per_thread() const { return per_thread_; }
+  int64_t blocks() const { return blocks_; }  // at most, in a band
+
+  // Rows of the convolution's result.
+  Band band(int64_t index) const {
+    const int64_t unit = index / groups_, group = index % groups_, part = unit % per_image_;
+    const int64_t channel = std::min(group * blocks_ * lanes_, conv_.channels);
+    const int64_t channels = std::min(blocks_ * lanes_, conv_.channels - channel);
+    return {unit, unit / per_image_, channel, channels, group * blocks_, (channels + lanes_ - 1) / lanes_, part * rows_,
+            std::min((part + 1) * rows_, conv_.out_height)};
+  }
+  // The first row of the input whose gradient is computed after row y of the result's has come.
+  int64_t input_row(int64_t y) const {
+    return y >= conv_.out_height ? conv_.height : std::clamp<int64_t>(y * conv_.stride_y - conv_.top, 0, conv_.height);
+  }
+
+ private:
+  const Convolution& conv_;
+  int64_t lanes_, groups_, blocks_, rows_, per_image_, per_thread_;
+};
+
+template <typename S>
+void forward(const Convolution& conv, const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, Tensor& out) {
+  using A = accumulator_t<S>;
+  Correlation<S> correlation(
+      conv, forward_axis(conv.height, conv.out_height, conv.kernel_height, conv.stride_y, conv.top),
+      forward_axis(conv.width, conv.out_width, conv.kernel_width, conv.stride_x, conv.left), weight, bias, read_view<S>(input),
+      write_view<S>(out));
+  const Bands bands(conv, kChannelLanes<A>, sizeof(A));
+  torch::stable::parallel_for(0, bands.count(), bands.per_thread(), [&](int64_t first, int64_t last) {
+    Window<S> window = correlation.window(bands.blocks());
+    Memory<A> line = correlation.line(bands.blocks());
+    for (int64_t index = first; index < last; ++index) {
+      const Band band = bands.band(index);
+      window.open(band, correlation.rows().first(band.from));
+      for (int64_t y = band.from; y < band.to; ++y) correlation.run(band, y, window, line);
+    }
+  });
+}
+
+struct Wanted {
+  bool input, weight, bias;
+  bool sums() const { return weight || bias; }
+};
+
+template <typename S>
+void backward(const Convolution& conv, const Tensor& grad, const Tensor& input, const Tensor& weight, Wanted wanted,
+              Tensor& input_grad, Tensor& weight_grad, Tensor& bias_grad) {
+  using A = accumulator_t<S>;
+  Correlation<S> correlation(
+      conv, gradient_axis(conv.height, conv.out_height, conv.kernel_height, conv.stride_y, conv.top),
+      gradient_axis(conv.width, conv.out_width, conv.kernel_width, conv.stride_x, conv.left), weight, std::nullopt,
+      read_view<S>(grad), wanted.input ? write_view<S>(input_grad) : View<S>{});
+  const Bands bands(conv, kChannelLanes<A>, sizeof(A));
+  WeightGradient<S> gradient(conv, wanted.sums() ? bands.units() : 0, read_view<S>(input));
+  torch::stable::parallel_for(0, bands.count(), bands.per_thread(), [&](int64_t first, int64_t last) {
+    Window<S> grads = correlation.window(bands.blocks()), inputs = gradient.window(bands.blocks());
+    Memory<A> line = correlation.line(bands.blocks());
+    for (int64_t index = first; index < last; ++index) {
+      const Band band = bands.band(index);
+      grads.open(band, wanted.input ? band.from + 1 - correlation.rows().most_taps() : band.from);
+      inputs.open(band, band.from * conv.stride_y - conv.top);
+      for (int64_t y = band.from; y < band.to; ++y) {
+        if (wanted.sums()) gradient.run(band, y, wanted.bias, grads, inputs);
+        if (!wanted.input) continue;
+        // The first band has what lies above all windows, the last what lies below.
+        const int64_t begin = y == 0 ? 0 : bands.input_row(y), end = bands.input_row(y + 1);
+        for (int64_t row = begin; row < end; ++row) correlation.run(band, row, grads, line);
+      }
+    }
+  });
+  if (wanted.weight) gradient.write_sums(0, conv.taps(), static_cast<A*>(weight_grad.mutable_data_ptr()));
+  if (wanted.bias) gradient.write_sums(conv.taps(), 1, static_cast<A*>(bias_grad.mutable_data_ptr()));
+}
+
+Tensor depthwise_conv2d(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
+                        const std::vector<int64_t>& stride, const std::vector<int64_t>& padding) {
+  const Convolution conv = describe(input, weight, stride, padding);
+  if (bias) check_channels(*bias, "bias", input);
+  Tensor out = empty_in_layout({conv.images, conv.channels, conv.out_height, conv.out_width}, input.scalar_type(), input,
+                               is_channels_last(input));
+  ask_for_large_pages(out);
+  if (conv.empty()) return out;
+  with_storage(input.scalar_type(), "input",
+               [&](auto storage) { forward<decltype(storage)>(conv, input, weight, bias, out); });
+  return out;
+}
+
+std::tuple<Tensor, Tensor, Tensor> depthwise_conv2d_backward(
+    const Tensor& grad, const Tensor& input, const Tensor& weight, const std::vector<int64_t>& stride,
+    const std::vector<int64_t>& padding, const std::vector<bool>& wanted) {
+  const Convolution conv = describe(input, weight, stride, padding);
+  check_gradient(grad, input, conv);
+  check(wanted.size() == 3, "wanted: expected three answers (input, weight, bias), got ", wanted.size());
+  const ScalarType type = input.scalar_type();
+  const ScalarType sums = type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  Tensor input_grad = wanted[0] ? empty_in_layout({conv.images, conv.channels, conv.height, conv.width}, type, input,
+                                                  is_channels_last(input))
+                                : torch::stable::new_empty(input, {0}, type);
+  ask_for_large_pages(input_grad);
+  // Zeros: right where there are no images.
+  Tensor weight_grad = wanted[1] ? torch::stable::new_zeros(
+                                       input, {conv.channels, 1, conv.kernel_height, conv.kernel_width}, sums)
+                                 : torch::stable::new_empty(input, {0}, sums);
+  Tensor bias_grad = torch::stable::new_zeros(input, {wanted[2] ? conv.channels : 0}, sums);
+  if (!conv.empty()) {
+    const Tensor same_type = torch::stable::to(grad, type);
+    with_storage(type, "input", [&](auto storage) {
+      backward<decltype(storage)>(conv, same_type, input, weight, {wanted[0], wanted[1], wanted[2]}, input_grad, weight_grad,
+                                  bias_grad);
+    });
+  }
+  return {input_grad, torch::stable::to(weight_grad, weight.scalar_type()),
+          torch::stable::to(bias_grad, weight.scalar_type())};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(fastnas, CPU, m) {
+  m.impl("depthwise_conv2d", TORCH_BOX(&depthwise_conv2d));
+  m.impl("depthwise_conv2d_backward", TORCH_BOX(&depthwise_conv2d_backward));
+}
+
+}  // namespace depthwise
+}  // namespace fastnas
