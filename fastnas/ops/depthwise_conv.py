@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from fastnas.ops._autocast import cast, convolution_type
-from fastnas.ops._layout import empty_like_layout, is_channels_last
+from fastnas.ops._layout import empty_like_layout
 from fastnas.ops._library import register_fake, require_library
 
 Padding = int | tuple[int, int] | tuple[int, int, int, int] | str
@@ -27,9 +27,9 @@ def depthwise_conv2d(
 ) -> Tensor:
     """`torch.nn.functional.conv2d` with as many groups as channels: every channel has its own filter.
 
-    On the CPU these are own kernels, forward and backward; sums are fp32 (fp64 for fp64) and the same bits every time, whatever
-    the number of threads. (A 3x3 forward pass is ATen's, which is the faster one there.) On any other device the function calls
-    `torch.nn.functional.conv2d`: on CUDA it is cuDNN's convolution.
+    On the CPU the backward pass is our own, and so is the forward pass where borders differ or numbers are fp64 (else it is
+    ATen's, which was measured to be as fast or faster). Sums are fp32 (fp64 for fp64), ours the same bits for any number of
+    threads. On any other device the function calls `torch.nn.functional.conv2d`: on CUDA it is cuDNN's convolution.
 
     Args:
         input: [N, C, H, W], fp32, fp64, fp16 or bf16. Channels-last is the fast layout; any other is read as it lies. Under
@@ -134,7 +134,7 @@ def _library_conv2d(input: Tensor, weight: Tensor, bias: Tensor | None, stride: 
 
 def _forward(input: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int]) -> Tensor:
     symmetric = padding[0] == padding[1] and padding[2] == padding[3]
-    if symmetric and input.dtype != torch.float64 and (weight.size(-1) <= 3 or not is_channels_last(input)):
+    if symmetric and input.dtype != torch.float64:  # the library is as fast or faster there, a copy with borders is not
         return _library_conv2d(input, weight, bias, stride, padding)
     return torch.ops.fastnas.depthwise_conv2d.default(input, weight, bias, stride, padding)
 
