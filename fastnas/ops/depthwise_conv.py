@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from fastnas.ops._autocast import cast, convolution_type
-from fastnas.ops._layout import empty_like_layout
+from fastnas.ops._layout import empty_like_layout, is_channels_last
 from fastnas.ops._library import register_fake, require_library
 
 Padding = int | tuple[int, int] | tuple[int, int, int, int] | str
@@ -27,13 +27,13 @@ def depthwise_conv2d(
 ) -> Tensor:
     """`torch.nn.functional.conv2d` with as many groups as channels: every channel has its own filter.
 
-    On the CPU the backward pass is our own, and so is the forward pass where borders differ or numbers are fp64 (else it is
+    On the CPU, for channels-last maps, the backward pass is our own, and so is the forward pass where borders differ (else it is
     ATen's, which was measured to be as fast or faster). Sums are fp32 (fp64 for fp64), ours the same bits for any number of
-    threads. On any other device the function calls `torch.nn.functional.conv2d`: on CUDA it is cuDNN's convolution.
+    threads. Other layouts (but for fp64) and other devices get `torch.nn.functional.conv2d`: on CUDA that is cuDNN's.
 
     Args:
-        input: [N, C, H, W], fp32, fp64, fp16 or bf16. Channels-last is the fast layout; any other is read as it lies. Under
-            autocast it is converted as for any convolution.
+        input: [N, C, H, W], fp32, fp64, fp16 or bf16, channels-last to be fast. Under autocast it is converted as for any
+            convolution.
         weight: [C, 1, kh, kw] of any floating type. 3x3 and 5x5 with strides 1 and 2 are the fast kernels.
         bias: [C] of any floating type, or None.
         stride: one number or (vertical, horizontal).
@@ -51,7 +51,7 @@ def depthwise_conv2d(
     strides = _pair(stride, "stride")
     borders = _borders(input, weight, strides, padding)
     input = input.to(convolution_type(input))
-    if input.device.type != "cpu":
+    if input.device.type != "cpu" or (input.dtype != torch.float64 and not is_channels_last(input)):
         return _library_conv2d(input, weight, bias, strides, borders)
     require_library()
     # The autograd function stands outside the operator, so inference does not pay for it.
@@ -127,9 +127,7 @@ def _library_conv2d(input: Tensor, weight: Tensor, bias: Tensor | None, stride: 
     top, bottom, left, right = padding
     if (top, left) != (bottom, right):
         input, top, left = F.pad(input, (left, right, top, bottom)), 0, 0
-    return F.conv2d(
-        input, weight.to(input.dtype), cast(bias, input.dtype), stride, (top, left), groups=max(1, input.size(1))
-    )
+    return F.conv2d(input, weight.to(input.dtype), cast(bias, input.dtype), stride, (top, left), groups=input.size(1))
 
 
 def _forward(input: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int]) -> Tensor:
