@@ -67,7 +67,22 @@ def _resized(x: Tensor, size: tuple[int, int], padding: str) -> Tensor:
     return F.max_pool2d(x, 3, stride=2)
 
 
+def depthwise_conv2d(input, weight, bias=None, stride=1, padding=0) -> Tensor:
+    """torch's convolution; padding as TensorFlow's SAME by a copy with borders, as timm and effdet do it."""
+    if padding == "same":
+        rows, columns = (
+            max((-(-side // step) - 1) * step + kernel - side, 0)
+            for side, kernel, step in zip(input.shape[2:], weight.shape[2:], stride, strict=True)
+        )
+        if rows % 2 or columns % 2:
+            input = F.pad(input, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
+            rows = columns = 0
+        padding = rows // 2, columns // 2
+    return F.conv2d(input, weight, bias, stride, padding, groups=input.shape[1])
+
+
 PEERS: dict[str, Callable] = {
+    "depthwise_conv2d": depthwise_conv2d,
     "nms": torchvision.ops.nms,
     "batched_nms": torchvision.ops.batched_nms,
     "roi_align": torchvision.ops.roi_align,

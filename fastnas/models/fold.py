@@ -7,10 +7,11 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from fastnas.models.layers import BatchNormAct, Conv2d, SameConv2d
+from fastnas.models.layers import BatchNormAct, Conv2d, DepthwiseConv2d, SameConv2d
 from fastnas.ops import fold_standardized
 
-FOLDS = {nn.Conv2d, Conv2d, SameConv2d}  # exactly these: a convolution that computes its weights in forward cannot take a norm in
+# Exactly these: a convolution that computes its weights in forward cannot take a norm in.
+FOLDS = {nn.Conv2d, Conv2d, SameConv2d, DepthwiseConv2d}
 
 M = TypeVar("M", bound=nn.Module)
 

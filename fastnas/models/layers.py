@@ -4,12 +4,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastnas import ops
 from fastnas.blueprint import blocks as spec
 from fastnas.ops import GroupNormAct, WSConv2d
 
 
 class Conv2d(nn.Conv2d):
     """A convolution whose weights the block that owns it initialises: PyTorch's own initialisation would be thrown away."""
+
+    def reset_parameters(self) -> None:
+        pass
+
+
+class DepthwiseConv2d(ops.DepthwiseConv2d):
+    """A depthwise convolution without bias, initialised by the block that owns it."""
+
+    def __init__(self, channels: int, kernel: int, stride: int = 1, padding: str = "symmetric"):
+        """padding: same | symmetric, which differ at stride 2 only."""
+        super().__init__(channels, kernel, stride, "same" if padding == "same" else kernel // 2, bias=False)
 
     def reset_parameters(self) -> None:
         pass
@@ -94,18 +106,16 @@ def tf_batch_norm(channels: int) -> BatchNorm2d:
 class SameConv2d(Conv2d):
     """A strided convolution that pads as TensorFlow's SAME: what is needed in all, the larger half right and below."""
 
-    def __init__(self, cin: int, cout: int, kernel: int, stride: int, groups: int = 1):
-        super().__init__(cin, cout, kernel, stride, groups=groups, bias=False)
+    def __init__(self, cin: int, cout: int, kernel: int, stride: int):
+        super().__init__(cin, cout, kernel, stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(pad_same(x, self.kernel_size[0], self.stride[0]))
 
 
-def strided(cin: int, cout: int, kernel: int, stride: int, groups: int, padding: str) -> Conv2d:
+def strided(cin: int, cout: int, kernel: int, stride: int, padding: str) -> Conv2d:
     """A convolution without bias. padding: same | symmetric, which differ at stride 2 only."""
-    if padding == "same" and stride > 1:
-        return SameConv2d(cin, cout, kernel, stride, groups)
-    return conv(cin, cout, kernel, stride, groups)
+    return SameConv2d(cin, cout, kernel, stride) if padding == "same" and stride > 1 else conv(cin, cout, kernel, stride)
 
 
 def pad_same(x: Tensor, kernel: int, stride: int, value: float = 0.0) -> Tensor:

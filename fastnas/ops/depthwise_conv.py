@@ -139,9 +139,7 @@ def _forward(input: Tensor, weight: Tensor, bias: Tensor | None, stride: list[in
 
 class _DepthwiseConv2d(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int]
-    ) -> Tensor:
+    def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int]) -> Tensor:
         ctx.stride, ctx.padding, ctx.bias_type = stride, padding, None if bias is None else bias.dtype
         ctx.save_for_backward(input, weight)
         return _forward(input, weight, bias, stride, padding)
@@ -151,9 +149,7 @@ class _DepthwiseConv2d(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         input, weight = ctx.saved_tensors
         wanted = list(ctx.needs_input_grad[:3])
-        computed = torch.ops.fastnas.depthwise_conv2d_backward.default(
-            grad, input, weight, ctx.stride, ctx.padding, wanted
-        )
+        computed = torch.ops.fastnas.depthwise_conv2d_backward.default(grad, input, weight, ctx.stride, ctx.padding, wanted)
         gradients = [value if is_wanted else None for value, is_wanted in zip(computed, wanted, strict=True)]
         if wanted[2]:
             gradients[2] = gradients[2].to(ctx.bias_type)
@@ -161,9 +157,7 @@ class _DepthwiseConv2d(torch.autograd.Function):
 
 
 @register_fake("depthwise_conv2d")
-def _depthwise_conv2d_shapes(
-    input: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int]
-) -> Tensor:
+def _depthwise_conv2d_shapes(input: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int]) -> Tensor:
     height = (input.size(2) + padding[0] + padding[1] - weight.size(2)) // stride[0] + 1
     width = (input.size(3) + padding[2] + padding[3] - weight.size(3)) // stride[1] + 1
     return empty_like_layout(input, (input.size(0), input.size(1), height, width))

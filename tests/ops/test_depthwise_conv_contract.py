@@ -64,7 +64,7 @@ def test_on_the_meta_device():
 
 
 def test_bad_arguments_name_the_argument():
-    input, weight, bias = (value.detach() for value in arguments((2, 8, 4, 4), (5, 5), torch.float32))
+    input, weight, bias = (value.detach() for value in arguments((2, 8, 4, 4), (5, 5), torch.float32, torch.channels_last))
     cases = [
         ((input[0], weight), {}, r"input: expected \[N, C, H, W\], got \[8, 4, 4\]"),
         ((input.int(), weight), {"padding": 2}, "input: expected fp32, fp64, fp16 or bf16, got torch.int32"),

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from fastnas.blueprint import blocks as spec
-from fastnas.models.layers import conv, max_pool, tf_batch_norm
+from fastnas.models.layers import DepthwiseConv2d, conv, max_pool, tf_batch_norm
 from fastnas.ops import weighted_fusion
 
 
@@ -44,7 +44,7 @@ class FusionNode(nn.Module):
         for index in s.projected:
             self.add_module(f"edge{index}", ProjectedEdge(s.in_channels[index], s.channels, s.bias == "yes"))
         self.weights = nn.Parameter(torch.ones(s.weights)) if s.weights else None
-        self.depthwise = conv(s.channels, s.channels, 3, groups=s.channels)
+        self.depthwise = DepthwiseConv2d(s.channels, 3)
         self.conv = conv(s.channels, s.channels, 1, bias=s.bias == "yes")
         self.norm = tf_batch_norm(s.channels)
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastnas.blueprint import blocks as spec
-from fastnas.models.layers import conv, tf_batch_norm
+from fastnas.models.layers import DepthwiseConv2d, conv, tf_batch_norm
 
 PRIOR = 0.01  # probability of every class at the start (Lin et al. 2017, section 4.1)
 
@@ -19,7 +19,7 @@ class HeadTower(nn.Module):
         self.predicts = s.predicts
         *repeated, (last, out) = s.layers()
         bias = s.bias == "yes"
-        self.depthwise = nn.ModuleList(conv(cin, cin, 3, groups=cin) for cin, _ in s.layers())
+        self.depthwise = nn.ModuleList(DepthwiseConv2d(cin, 3) for cin, _ in s.layers())
         self.pointwise = nn.ModuleList(conv(cin, cout, 1, bias=bias) for cin, cout in repeated)
         self.pointwise.append(conv(last, out, 1, bias=True))
         self.norms = nn.ModuleList(

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastnas.blueprint import blocks as spec
-from fastnas.models.layers import BatchNorm2d, conv, initialize_convs, strided, tf_batch_norm
+from fastnas.models.layers import BatchNorm2d, DepthwiseConv2d, conv, initialize_convs, strided, tf_batch_norm
 
 
 def batch_norm(kind: str, channels: int) -> nn.BatchNorm2d:
@@ -23,7 +23,7 @@ class MobileStem(nn.Module):
 
     def __init__(self, s: spec.Relu6Stem | spec.SiluStem):
         super().__init__()
-        self.conv1 = strided(3, s.channels, 3, 2, 1, s.padding)
+        self.conv1 = strided(3, s.channels, 3, 2, s.padding)
         self.norm1 = batch_norm(s.norm, s.channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -44,7 +44,7 @@ class InvertedBottleneck(nn.Module):
         if self.expands:
             self.conv1 = conv(s.in_channels, s.width, 1)
             self.norm1 = batch_norm(s.norm, s.width)
-        self.conv2 = strided(s.width, s.width, s.kernel, s.stride, s.width, s.padding)
+        self.conv2 = DepthwiseConv2d(s.width, s.kernel, s.stride, s.padding)
         self.norm2 = batch_norm(s.norm, s.width)
         if self.squeezes:
             self.squeeze = conv(s.width, s.squeezed, 1, bias=True)
