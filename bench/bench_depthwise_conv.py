@@ -2,11 +2,13 @@
 
 Rows are channels-last, two images. "nhwc" and "nchw" are `torch.nn.functional.conv2d` in that layout; "compiled" is the same under
 torch.compile, channels-last. Borders are TensorFlow's SAME as D0 has them: at stride 2 the peers copy the map with its border
-first, as timm and effdet do. (On a GPU ours is cuDNN's too, so no row there has a goal.) Peers get the weight in the type of the map, ours holds it in fp32. "backward" rows run the gradients
-of map and weight on a graph that is kept. The forward pass at stride 1 is ATen's own.
+first, as timm and effdet do. Peers get the weight in the type of the map, ours holds it in fp32. "backward" rows run the gradients
+of map and weight on a graph that is kept. At stride 1 our forward pass is ATen's too, and on a GPU all of ours is cuDNN's: no goals.
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 import torch
 import torch._functorch.config
@@ -59,34 +61,40 @@ def largest_error(x: Tensor, weight: Tensor, stride: int, gradient: Tensor, resu
     }
 
 
+def build(
+    channels: int, side: int, kernel: int, stride: int, dtype: torch.dtype, direction: str, device: torch.device
+) -> dict[str, Any]:
+    """What a row needs beyond its title."""
+    generator = torch.Generator().manual_seed(0)
+    small = -(-side // stride)
+    x = torch.randn(IMAGES, channels, side, side, generator=generator).to(device, dtype)
+    gradient = torch.randn(IMAGES, channels, small, small, generator=generator).to(device, dtype)
+    weight = torch.randn(channels, 1, kernel, kernel, generator=generator).to(device)
+    in_layout = {
+        name: (x.contiguous(memory_format=layout), gradient.contiguous(memory_format=layout))
+        for name, layout in LAYOUTS.items()
+    }
+    x, gradient = in_layout["nhwc"]
+    ours = passes(depthwise_conv2d, x, weight, stride, gradient)
+    candidates = {"fastnas": ours, "compiled": passes(torch.compile(eager), x, weight.to(dtype), stride, gradient)}
+    for name, (own, grad) in in_layout.items():
+        candidates[name] = passes(eager, own, weight.to(dtype), stride, grad)
+    large = 1 if direction == "forward" else 2  # maps of the input's size: read, and written by the backward pass
+    return {
+        "candidates": {name: runs[direction] for name, runs in candidates.items()},
+        "max_error": largest_error(x, weight, stride, gradient, ours)[direction],
+        "floor_bytes": (large * x.numel() + gradient.numel()) * x.element_size(),
+    }
+
+
 def cases(device: torch.device) -> Iterator[Case]:
     for channels, side, kernel, stride in SHAPES:
         for dtype_name, dtype in DTYPES.items():
-            generator = torch.Generator().manual_seed(0)
-            small = -(-side // stride)
-
-            def values(*shape: int, generator=generator) -> Tensor:
-                return torch.randn(shape, generator=generator).to(device)
-
-            x, gradient = values(IMAGES, channels, side, side).to(dtype), values(IMAGES, channels, small, small).to(dtype)
-            weight = values(channels, 1, kernel, kernel)
-            in_layout = {
-                name: (x.contiguous(memory_format=layout), gradient.contiguous(memory_format=layout))
-                for name, layout in LAYOUTS.items()
-            }
-            x, gradient = in_layout["nhwc"]
-            candidates = {"fastnas": passes(depthwise_conv2d, x, weight, stride, gradient)}
-            candidates["compiled"] = passes(torch.compile(eager), x, weight.to(dtype), stride, gradient)
-            for name, (map, grad) in in_layout.items():
-                candidates[name] = passes(eager, map, weight.to(dtype), stride, grad)
-            errors = largest_error(x, weight, stride, gradient, candidates["fastnas"])
-            sizes = x.numel() * x.element_size(), gradient.numel() * x.element_size()
-            floors = {"forward": sum(sizes), "backward": 2 * sizes[0] + sizes[1]}
             for direction, goal in GOALS.items():
                 yield Case(
                     "depthwise_conv2d", f"{IMAGES}x{channels}x{side}x{side} {kernel}x{kernel}/{stride}", dtype_name, "nhwc",
-                    direction, {name: runs[direction] for name, runs in candidates.items()},
-                    goal=goal if device.type == "cpu" else None, floor_bytes=floors[direction], max_error=errors[direction],
+                    direction, goal=goal if device.type == "cpu" else None,
+                    build=partial(build, channels, side, kernel, stride, dtype, direction, device),
                 )  # fmt: skip
 
 
