@@ -3,7 +3,7 @@
 Rows are channels-last, two images. "nhwc" and "nchw" are `torch.nn.functional.conv2d` in that layout; "compiled" is the same under
 torch.compile, channels-last. Borders are TensorFlow's SAME as D0 has them: at stride 2 the peers copy the map with its border
 first, as timm and effdet do. Peers get the weight in the type of the map, ours holds it in fp32. "backward" rows run the gradients
-of map and weight on a graph that is kept. At stride 1 our forward pass is ATen's too, and on a GPU all of ours is cuDNN's: no goals.
+of map and weight on a graph that is kept. At stride 1 our forward pass is ATen's too; on a GPU all of ours is cuDNN's.
 """
 
 from collections.abc import Callable, Iterator

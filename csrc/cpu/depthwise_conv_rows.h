@@ -183,6 +183,7 @@ class Correlation {
         job.count = columns_.count(p);
         job.result = line.data() + block * out.block_stride + static_cast<int64_t>(p) * kLanes;
         job.step = static_cast<int64_t>(phases) * kLanes;
+        job.wide = wide_registers();
         correlate(job);
       }
     }
@@ -227,6 +228,7 @@ class WeightGradient {
       job.taps = conv_.kernel_width;
       job.stride = conv_.stride_x;
       job.count = conv_.out_width;
+      job.wide = wide_registers();
       job.sums = sums_.data() + band.unit * per_unit_ + (band.first_block + block) * per_block_;
       sum_weights(job);
       if (!bias) continue;
