@@ -31,7 +31,7 @@ SHAPES = [  # channels, side, kernel, stride
 
 
 def passes(conv: Callable, x: Tensor, weight: Tensor, stride: int, gradient: Tensor) -> dict[str, Callable]:
-    x, weight = x.detach().requires_grad_(), weight.detach().requires_grad_()
+    x, weight = x.detach().clone().requires_grad_(), weight.detach().requires_grad_()  # none finds its map in a cache
     kept: list[Tensor] = []
 
     def run() -> Tensor:
