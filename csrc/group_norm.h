@@ -79,7 +79,7 @@ inline ScalarType sum_type(const Tensor& map) {
 inline Tensor residual_for(const Tensor& residual, const Tensor& input, bool channels_last) {
   const ScalarType sums = sum_type(input);
   const bool as_is = residual.scalar_type() == input.scalar_type() || residual.scalar_type() == sums;
-  return in_layout(as_is ? residual : torch::stable::to(residual, sums), channels_last);
+  return in_layout(as_is ? residual : as_type(residual, sums), channels_last);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -138,7 +138,7 @@ struct GroupGradients {
       const Tensor& x, const std::optional<Tensor>& weight_read, const std::optional<Tensor>& bias_read,
       const std::optional<Tensor>& residual_read) const {
     const auto as = [&](const Tensor& result, const std::optional<Tensor>& like) {
-      return torch::stable::to(result, like ? like->scalar_type() : x.scalar_type());
+      return as_type(result, like ? like->scalar_type() : x.scalar_type());
     };
     return {input, as(weight, weight_read), as(bias, bias_read), as(residual, residual_read)};
   }

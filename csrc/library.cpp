@@ -68,6 +68,19 @@ STABLE_TORCH_LIBRARY(fastnas, m) {
       "group_norm_act_backward(Tensor grad, Tensor input, Tensor mean, Tensor rstd, int groups, Tensor? weight, "
       "Tensor? bias, str activation, Tensor? residual, bool[] wanted) -> (Tensor, Tensor, Tensor, Tensor)");
 
+  // act(BatchNorm(input) * weight + bias + residual): input and residual [N, C, H, W], weight and bias [C], mean and var [C] or
+  // none for those of the batch; activation none, relu, relu6 or silu -> [N, C, H, W] in input's type and layout, and in fp32 (fp64
+  // for fp64) mean and rstd [C] as used, unbiased variance [C] of the batch ([0] where it was given).
+  m.def(
+      "batch_norm_act(Tensor input, Tensor? mean, Tensor? var, Tensor? weight, Tensor? bias, float eps, str activation, "
+      "Tensor? residual) -> (Tensor, Tensor, Tensor, Tensor)");
+
+  // third: behind an activation with a residual, the residual (silu) or the result (relu, relu6). frozen: mean and rstd were given.
+  // wanted: of input, weight, bias, residual -> their gradients, [0] for those not wanted; the residual's in the type of third.
+  m.def(
+      "batch_norm_act_backward(Tensor grad, Tensor input, Tensor mean, Tensor rstd, Tensor? weight, Tensor? bias, bool frozen, "
+      "str activation, Tensor? third, bool[] wanted) -> (Tensor, Tensor, Tensor, Tensor)");
+
   // input [N, C, H, W], weight [C, 1, kh, kw], bias [C], stride (y, x), padding (top, bottom, left, right) -> [N, C, H', W'] in
   // input's type and layout; the types of weight and bias may differ from it.
   m.def("depthwise_conv2d(Tensor input, Tensor weight, Tensor? bias, int[] stride, int[] padding) -> Tensor");

@@ -47,10 +47,18 @@ inline void check_floating(const Tensor& tensor, const char* name) {
 
 inline bool same_device(const Tensor& a, const Tensor& b) { return a.device() == b.device(); }
 
+// torch's own functions, but a tensor that is right already does not pass its dispatcher: small maps would feel it.
+inline Tensor as_type(const Tensor& tensor, ScalarType type) {
+  return tensor.scalar_type() == type ? tensor : torch::stable::to(tensor, type);
+}
+inline Tensor as_contiguous(const Tensor& tensor) {
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
+
 // fp64 stays, everything narrower is computed in fp32.
 inline Tensor computable(const Tensor& tensor) {
   const bool wide = tensor.scalar_type() == ScalarType::Double;
-  return torch::stable::contiguous(torch::stable::to(tensor, wide ? ScalarType::Double : ScalarType::Float));
+  return as_contiguous(as_type(tensor, wide ? ScalarType::Double : ScalarType::Float));
 }
 
 // The layout rule of all operators on maps [N, C, H, W], mirrored by `is_channels_last` in fastnas/ops/_layout.py: where the

@@ -1,7 +1,7 @@
 // act(GroupNorm(x) * weight + bias + residual) on the CPU (Group Normalization, Wu & He 2018), forward.
 //
 // x is read twice, the second time from a cache where it fits, and the result is written once. Means and variances are those of
-// an exact two-pass computation to a few roundings of fp32 (see moments_body); they are saved in fp32 (fp64 for fp64), all that
+// an exact two-pass computation to a few roundings of fp32 (see norm_moments_body); they are saved in fp32 (fp64 for fp64), all that
 // the backward pass needs beside x.
 #include <torch/csrc/stable/library.h>
 
@@ -10,55 +10,19 @@
 #include <tuple>
 #include <type_traits>
 
-#include "group_norm_common.h"
 #include "memory.h"
+#include "norm_common.h"
 
 namespace fastnas {
 namespace {
 
 template <typename S, typename R>
-FASTNAS_INLINE void apply_body(const NormJob<S, R>& job) {
-  switch (job.activation) {
-    case Activation::kNone:
-      return job.residual ? apply_rows<Activation::kNone, true>(job) : apply_rows<Activation::kNone, false>(job);
-    case Activation::kRelu:
-      return job.residual ? apply_rows<Activation::kRelu, true>(job) : apply_rows<Activation::kRelu, false>(job);
-    case Activation::kSilu:
-      return job.residual ? apply_rows<Activation::kSilu, true>(job) : apply_rows<Activation::kSilu, false>(job);
-  }
-}
-
-FASTNAS_FOR_STORAGES(moments)
-FASTNAS_FOR_STORAGES(apply)
-
-// Mean and sum of squared deviations of `count` numbers, joined by the formula of Chan et al. 1979.
-struct Moments {
-  double count = 0, mean = 0, deviation = 0;
-
-  void join(const Moments& other) {
-    const double all = count + other.count, delta = other.mean - mean;
-    mean += delta * (other.count / all);
-    deviation += other.deviation + delta * delta * (count * other.count / all);
-    count = all;
-  }
-  // Of `sets` sets of `each` numbers.
-  static Moments of(const double* means, const double* deviations, int64_t sets, double each) {
-    Moments result;
-    result.count = each * static_cast<double>(sets);
-    result.mean = total(means, sets) / static_cast<double>(sets);
-    result.deviation = total(deviations, sets) + each * total_square(means, result.mean, sets);
-    return result;
-  }
-};
-
-template <typename S, typename R>
 void forward(const GroupShape& shape, const Maps<S, R>& maps, const std::vector<accumulator_t<S>>& weight,
-             std::vector<accumulator_t<S>> bias, double eps, Activation activation, accumulator_t<S>* means,
-             accumulator_t<S>* rstds) {
+             std::vector<accumulator_t<S>> bias, double eps, accumulator_t<S>* means, accumulator_t<S>* rstds) {
   using A = accumulator_t<S>;
-  const GroupPlan plan(shape);
+  const NormPlan plan(shape);
   const int64_t channels = shape.channels, per_group = shape.per_group();
-  ChannelParameters<A> parameters(shape, false);
+  ChannelParameters<A> parameters(shape.images, shape.channels, false);
   parameters.offset = std::move(bias);
   std::vector<double> channel_moments(shape.images * plan.slices() * 2 * channels);
   const auto moments_of = [&](const Region& region) {
@@ -66,21 +30,7 @@ void forward(const GroupShape& shape, const Maps<S, R>& maps, const std::vector<
   };
 
   const auto sum = [&](const Region& region, Scratch<A>& scratch) {
-    Moments plane;
-    each_block(shape.channels_last, region, [&](int64_t rows, int64_t cols, int64_t offset) {
-      NormJob<S, R> job = maps.job(shape, region, rows, cols, offset, activation);
-      job.tile = scratch.tile();
-      job.first_sum = shape.channels_last ? moments_of(region) : scratch.sums();
-      job.second_sum = shape.channels_last ? job.first_sum + channels : scratch.sums() + cols;
-      if (shape.channels_last) return moments(job);
-      std::fill_n(job.first_sum, 2 * cols, 0.0);
-      moments(job);
-      plane.join(Moments::of(job.first_sum, job.second_sum, cols, static_cast<double>(rows)));
-    });
-    if (!shape.channels_last) {
-      moments_of(region)[0] = plane.mean;
-      moments_of(region)[channels] = plane.deviation;
-    }
+    region_moments(plan, maps, region, scratch, moments_of(region));
   };
 
   const auto settle = [&](const Region& whole) {
@@ -102,12 +52,7 @@ void forward(const GroupShape& shape, const Maps<S, R>& maps, const std::vector<
   };
 
   const auto result = [&](const Region& region, Scratch<A>& scratch) {
-    const Columns<A> columns = scratch.columns(region);
-    each_block(shape.channels_last, region, [&](int64_t rows, int64_t cols, int64_t offset) {
-      NormJob<S, R> job = maps.job(shape, region, rows, cols, offset, activation);
-      job.columns = columns;
-      apply(job);
-    });
+    region_results(plan, maps, region, scratch, [](const NormJob<S, R>& job) { norm_apply(job); });
   };
 
   const auto make_scratch = [&] { return Scratch<A>(plan, parameters); };
@@ -138,11 +83,15 @@ std::tuple<Tensor, Tensor, Tensor> group_norm_act(
     using R = decltype(residual_storage);
     using A = accumulator_t<S>;
     Maps<S, R> maps;
+    maps.activation = activation;
     maps.x = read_view<S>(x);
-    if (added) maps.residual = read_view<R>(*added);
+    if (added) {
+      maps.third = read_view<R>(*added);
+      maps.third_kind = Third::kResidual;
+    }
     maps.out = write_view<S>(out);
     forward<S, R>(shape, maps, per_channel<A>(weight, shape.channels, A(1)), per_channel<A>(bias, shape.channels, A(0)), eps,
-                  activation, static_cast<A*>(mean.mutable_data_ptr()), static_cast<A*>(rstd.mutable_data_ptr()));
+                  static_cast<A*>(mean.mutable_data_ptr()), static_cast<A*>(rstd.mutable_data_ptr()));
   });
   return {out, mean, rstd};
 }

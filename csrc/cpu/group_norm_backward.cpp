@@ -11,51 +11,20 @@
 #include <tuple>
 #include <type_traits>
 
-#include "group_norm_common.h"
 #include "memory.h"
+#include "norm_common.h"
 
 namespace fastnas {
 namespace {
 
 template <typename S, typename R>
-FASTNAS_INLINE void gradient_sums_body(const NormJob<S, R>& job) {
-  switch (job.activation) {  // without an activation dz does not depend on the residual
-    case Activation::kNone: return gradient_sum_rows<Activation::kNone, false>(job);
-    case Activation::kRelu:
-      return job.residual ? gradient_sum_rows<Activation::kRelu, true>(job)
-                          : gradient_sum_rows<Activation::kRelu, false>(job);
-    case Activation::kSilu:
-      return job.residual ? gradient_sum_rows<Activation::kSilu, true>(job)
-                          : gradient_sum_rows<Activation::kSilu, false>(job);
-  }
-}
-
-template <Activation kAct, typename S, typename R>
-FASTNAS_INLINE void gradients_with(const NormJob<S, R>& job) {
-  if (!job.residual) return gradient_rows<kAct, false, true, false>(job);
-  if (!job.residual_grad) return gradient_rows<kAct, true, true, false>(job);
-  return job.out ? gradient_rows<kAct, true, true, true>(job) : gradient_rows<kAct, true, false, true>(job);
-}
-template <typename S, typename R>
-FASTNAS_INLINE void gradients_body(const NormJob<S, R>& job) {
-  switch (job.activation) {
-    case Activation::kNone: return gradient_rows<Activation::kNone, false, true, false>(job);
-    case Activation::kRelu: return gradients_with<Activation::kRelu>(job);
-    case Activation::kSilu: return gradients_with<Activation::kSilu>(job);
-  }
-}
-
-FASTNAS_FOR_STORAGES(gradient_sums)
-FASTNAS_FOR_STORAGES(gradients)
-
-template <typename S, typename R>
 void backward(const GroupShape& shape, const Maps<S, R>& maps, const std::vector<accumulator_t<S>>& weight,
-              std::vector<accumulator_t<S>> bias, Activation activation, const accumulator_t<S>* means,
-              const accumulator_t<S>* rstds, WantedGradients wanted, accumulator_t<S>* weight_grad, accumulator_t<S>* bias_grad) {
+              std::vector<accumulator_t<S>> bias, const accumulator_t<S>* means, const accumulator_t<S>* rstds,
+              WantedGradients wanted, accumulator_t<S>* weight_grad, accumulator_t<S>* bias_grad) {
   using A = accumulator_t<S>;
-  const GroupPlan plan(shape);
+  const NormPlan plan(shape);
   const int64_t channels = shape.channels, per_group = shape.per_group();
-  ChannelParameters<A> parameters(shape, true);
+  ChannelParameters<A> parameters(shape.images, shape.channels, true);
   parameters.offset = std::move(bias);
   for (int64_t i = 0; i < shape.images * channels; ++i) {
     parameters.mean[i] = means[i / per_group];
@@ -67,21 +36,7 @@ void backward(const GroupShape& shape, const Maps<S, R>& maps, const std::vector
   };
 
   const auto sum = [&](const Region& region, Scratch<A>& scratch) {
-    if (!wanted.sums()) return;
-    const Columns<A> columns = scratch.columns(region);
-    each_block(shape.channels_last, region, [&](int64_t rows, int64_t cols, int64_t offset) {
-      NormJob<S, R> job = maps.job(shape, region, rows, cols, offset, activation);
-      job.columns = columns;
-      job.tile = scratch.tile();
-      double* own = sums_of(region);
-      job.first_sum = shape.channels_last ? own : scratch.sums();
-      job.second_sum = shape.channels_last ? own + channels : scratch.sums() + cols;
-      if (shape.channels_last) return gradient_sums(job);
-      std::fill_n(job.first_sum, 2 * cols, 0.0);
-      gradient_sums(job);
-      own[0] += total(job.first_sum, cols);
-      own[channels] += total(job.second_sum, cols);
-    });
+    if (wanted.sums()) region_gradient_sums(plan, maps, region, scratch, sums_of(region));
   };
 
   // Sums of the slices go to the first one's place.
@@ -111,12 +66,7 @@ void backward(const GroupShape& shape, const Maps<S, R>& maps, const std::vector
   };
 
   const auto result = [&](const Region& region, Scratch<A>& scratch) {
-    const Columns<A> columns = scratch.columns(region);
-    each_block(shape.channels_last, region, [&](int64_t rows, int64_t cols, int64_t offset) {
-      NormJob<S, R> job = maps.job(shape, region, rows, cols, offset, activation);
-      job.columns = columns;
-      gradients(job);
-    });
+    region_results(plan, maps, region, scratch, [](const NormJob<S, R>& job) { norm_gradients(job); });
   };
 
   const auto make_scratch = [&] { return Scratch<A>(plan, parameters); };
@@ -149,20 +99,24 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> group_norm_act_backward(
   if (shape.empty()) return results.in_types_of(input, weight, bias, residual);
 
   const Tensor x = in_layout(input, shape.channels_last);
-  const Tensor g = in_layout(torch::stable::to(grad, input.scalar_type()), shape.channels_last);
-  const Tensor saved_mean = torch::stable::contiguous(mean), saved_rstd = torch::stable::contiguous(rstd);
+  const Tensor g = in_layout(as_type(grad, input.scalar_type()), shape.channels_last);
+  const Tensor saved_mean = as_contiguous(mean), saved_rstd = as_contiguous(rstd);
   with_storages(x, added, [&](auto storage, auto residual_storage) {
     using S = decltype(storage);
     using R = decltype(residual_storage);
     using A = accumulator_t<S>;
     Maps<S, R> maps;
+    maps.activation = activation;
     maps.x = read_view<S>(x);
     maps.grad = read_view<S>(g);
-    if (added) maps.residual = read_view<R>(*added);
+    if (added) {
+      maps.third = read_view<R>(*added);
+      maps.third_kind = Third::kResidual;
+    }
     if (wanted.input) maps.out = write_view<S>(results.input);
     if (wanted.residual) maps.residual_grad = write_view<R>(results.residual);
     backward<S, R>(shape, maps, per_channel<A>(weight, shape.channels, A(1)), per_channel<A>(bias, shape.channels, A(0)),
-                   activation, static_cast<const A*>(saved_mean.const_data_ptr()),
+                   static_cast<const A*>(saved_mean.const_data_ptr()),
                    static_cast<const A*>(saved_rstd.const_data_ptr()), wanted,
                    wanted.weight ? static_cast<A*>(results.weight.mutable_data_ptr()) : nullptr,
                    wanted.bias ? static_cast<A*>(results.bias.mutable_data_ptr()) : nullptr);

@@ -19,6 +19,8 @@
 #define FASTNAS_INDEPENDENT _Pragma("GCC ivdep")
 #endif
 #define FASTNAS_INLINE inline __attribute__((always_inline))
+// A lambda is a function of its own: unless it is inlined it would be compiled for the baseline only.
+#define FASTNAS_LAMBDA_INLINE __attribute__((always_inline))
 
 namespace fastnas {
 

@@ -101,6 +101,7 @@ FASTNAS_INLINE void with_choice(const BandJob<S>& job, Body&& body) {
       case Activation::kNone: return body(count, std::integral_constant<Activation, Activation::kNone>{});
       case Activation::kRelu: return body(count, std::integral_constant<Activation, Activation::kRelu>{});
       case Activation::kSilu: return body(count, std::integral_constant<Activation, Activation::kSilu>{});
+      case Activation::kRelu6: return;  // no name of a fusion's activation
     }
   };
   if (job.count == 2) {

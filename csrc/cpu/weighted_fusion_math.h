@@ -6,9 +6,6 @@
 #include "../fusion.h"
 #include "vector.h"
 
-// A lambda is a function of its own: unless it is inlined it would be compiled for the baseline only.
-#define FASTNAS_LAMBDA_INLINE __attribute__((always_inline))
-
 namespace fastnas {
 
 template <Activation kActivation, typename A>

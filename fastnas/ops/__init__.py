@@ -4,6 +4,7 @@ Every function takes tensors of one device; `build_info()` tells what was built,
 """
 
 from fastnas.ops._library import build_info
+from fastnas.ops.batch_norm import BatchNormAct, batch_norm_act
 from fastnas.ops.depthwise_conv import DepthwiseConv2d, depthwise_conv2d
 from fastnas.ops.group_norm import GroupNormAct, group_norm_act
 from fastnas.ops.nms import batched_nms, nms, nms_padded
@@ -15,6 +16,7 @@ from fastnas.ops.weighted_fusion import WeightedFusion, weighted_fusion
 from fastnas.ops.ws_conv import WSConv2d, WSConvGN, fold_standardized, ws_conv_gn
 
 __all__ = [
+    "BatchNormAct",
     "DepthwiseConv2d",
     "GroupNormAct",
     "MultiscaleRoIAlign",
@@ -22,6 +24,7 @@ __all__ = [
     "WSConv2d",
     "WSConvGN",
     "WeightedFusion",
+    "batch_norm_act",
     "batched_nms",
     "build_info",
     "depthwise_conv2d",

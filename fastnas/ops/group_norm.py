@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from fastnas.ops._layout import empty_like_layout
+from fastnas.ops._layout import as_map, empty_like_layout, sum_type
 from fastnas.ops._library import register_fake, require_library
 
 
@@ -51,8 +51,8 @@ def group_norm_act(
         raise RuntimeError(f"input: expected [N, C, ...], got {list(input.shape)}")
     if residual is not None and residual.shape != input.shape:
         raise RuntimeError(f"residual: expected {list(input.shape)} like input, got {list(residual.shape)}")
-    added = None if residual is None else _as_map(residual)
-    return _map_norm(_as_map(input), groups, weight, bias, eps, activation, added).reshape(input.shape)
+    added = None if residual is None else as_map(residual)
+    return _map_norm(as_map(input), groups, weight, bias, eps, activation, added).reshape(input.shape)
 
 
 class GroupNormAct(nn.GroupNorm):
@@ -79,11 +79,6 @@ class GroupNormAct(nn.GroupNorm):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, activation={self.activation!r}"
-
-
-def _as_map(values: Tensor) -> Tensor:
-    """[N, C, ...] as [N, C, P, 1]; a view for every layout in which the pixels are one run."""
-    return values[:, :, None, None] if values.dim() == 2 else values.flatten(2).unsqueeze(-1)
 
 
 def _map_norm(
@@ -140,10 +135,6 @@ class _GroupNormAct(torch.autograd.Function):
         return *gradients, None, None, None
 
 
-def _sum_type(input: Tensor) -> torch.dtype:
-    return torch.float64 if input.dtype == torch.float64 else torch.float32
-
-
 @register_fake("group_norm_act")
 def _group_norm_act_shapes(
     input: Tensor,
@@ -155,7 +146,7 @@ def _group_norm_act_shapes(
     residual: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     def statistics() -> Tensor:
-        return input.new_empty((input.size(0), groups), dtype=_sum_type(input))
+        return input.new_empty((input.size(0), groups), dtype=sum_type(input))
 
     return empty_like_layout(input, tuple(input.shape)), statistics(), statistics()
 

@@ -1,4 +1,6 @@
-"""Inputs of the tests of group_norm_act, and the comparison of results and gradients with float64."""
+"""Inputs of the tests of group_norm_act and batch_norm_act, and the comparison of results and gradients with float64."""
+
+from functools import partial
 
 import pytest
 import torch
@@ -43,11 +45,18 @@ def assert_near(actual: torch.Tensor, expected: torch.Tensor, tolerance: float) 
 
 
 def compare(values, groups, activation, layout=torch.contiguous_format, expected_of=reference.group_norm_act, eps=1e-5):
-    """Result and all gradients against float64."""
-    input, weight, bias, residual = values
-    wide = in_float64(values)
-    out = ops.group_norm_act(input, groups, weight, bias, eps, activation, residual)
-    expected = expected_of(wide[0], groups, wide[1], wide[2], eps, activation, wide[3])
+    """Result and all gradients of group_norm_act against float64."""
+
+    def run(norm, input, weight, bias, residual):
+        return norm(input, groups, weight, bias, eps, activation, residual)
+
+    compare_runs(values, partial(run, ops.group_norm_act), partial(run, expected_of), layout)
+
+
+def compare_runs(values, own_run, expected_run, layout=torch.contiguous_format):
+    """own_run, expected_run: (input, weight, bias, residual) -> result; the second is given float64."""
+    input, wide = values[0], in_float64(values)
+    out, expected = own_run(*values), expected_run(*wide)
     tolerance = TOLERANCE[input.dtype]
     assert out.dtype == input.dtype and out.shape == input.shape
     assert_near(out, expected, tolerance)

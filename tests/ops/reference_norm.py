@@ -7,6 +7,8 @@ from torch import Tensor
 def activate(values: Tensor, activation: str) -> Tensor:
     if activation == "relu":
         return torch.where(values < 0, 0.0, values)
+    if activation == "relu6":
+        return torch.where(values < 0, 0.0, torch.where(values > 6, 6.0, values))
     if activation == "silu":
         return values / (1 + torch.exp(-values))
     return values
@@ -31,11 +33,32 @@ def group_norm_act(
             normalised.append((group - mean) / (variance + eps).sqrt())
         images.append(torch.cat(normalised))
     values = torch.stack(images)
-    per_channel = (-1,) + (1,) * (input.dim() - 2)
+    return activate(affine(values, weight, bias, residual), activation)
+
+
+def affine(values: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None) -> Tensor:
+    per_channel = (-1,) + (1,) * (values.dim() - 2)
     if weight is not None:
         values = values * weight.double().reshape(per_channel)
     if bias is not None:
         values = values + bias.double().reshape(per_channel)
-    if residual is not None:
-        values = values + residual.double()
-    return activate(values, activation)
+    return values if residual is None else values + residual.double()
+
+
+def batch_norm_act(
+    input: Tensor,
+    mean: Tensor | None = None,
+    var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    activation: str = "none",
+    residual: Tensor | None = None,
+) -> Tensor:
+    """Batch Normalization, Ioffe & Szegedy 2015, algorithm 1 (with `mean` and `var`: algorithm 2), one channel at a time."""
+    normalised = []
+    for index, channel in enumerate(input.double().unbind(1)):
+        centre = channel.mean() if mean is None else mean[index].double()
+        variance = ((channel - centre) ** 2).mean() if var is None else var[index].double()
+        normalised.append((channel - centre) / (variance + eps).sqrt())
+    return activate(affine(torch.stack(normalised, 1), weight, bias, residual), activation)

@@ -1,31 +1,29 @@
-// The inner loops of GroupNorm on the CPU. All of them walk rows x columns of elements, columns contiguous, with parameters
-// and sums per column, so that one set of loops serves both layouts: channels-last a column is a channel and a row a pixel;
-// else the plane of one channel is folded into rows of kLanes pixels and its parameters are repeated.
-// Instantiated per storage type and instruction set in group_norm.cpp and group_norm_backward.cpp.
+// The bodies of the loops of norm_job.h, compiled per storage type and instruction set in norm_forward.cpp and norm_backward.cpp.
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
-#include "../group_norm_shape.h"
+#include "norm_job.h"
 #include "vector.h"
 
 namespace fastnas {
 
-constexpr int64_t kLanes = 128;    // columns of a folded plane
-constexpr int kRowsAtOnce = 4;     // so that the parameters of a column are loaded once for so many rows
-constexpr int64_t kTileRows = 64;  // rows that are summed in the type of the elements' sums before they join the double ones
+constexpr int kRowsAtOnce = 4;  // so that the parameters of a column are loaded once for so many rows
 
 // act(z); both comparisons let NaN through, as torch does.
 template <Activation kAct, typename A>
 FASTNAS_INLINE A activate(A z) {
   if (kAct == Activation::kRelu) return z < A(0) ? A(0) : z;
+  if (kAct == Activation::kRelu6) return z < A(0) ? A(0) : z > A(6) ? A(6) : z;
   if (kAct == Activation::kSilu) return z * sigmoid(z);
   return z;
 }
-// grad * act'(z)
+// grad * act'(z); of relu and relu6 the result serves as well as z.
 template <Activation kAct, typename A>
 FASTNAS_INLINE A activation_gradient(A grad, A z) {
   if (kAct == Activation::kRelu) return z <= A(0) ? A(0) : grad;
+  if (kAct == Activation::kRelu6) return (z <= A(0)) | (z >= A(6)) ? A(0) : grad;
   if (kAct == Activation::kSilu) {
     const A share = sigmoid(z);
     return grad * share * (A(1) + z * (A(1) - share));
@@ -33,42 +31,13 @@ FASTNAS_INLINE A activation_gradient(A grad, A z) {
   return grad;
 }
 
-// One column's parameters: z = (x - mean) * scale + offset + residual, and in the backward pass
-// dx = scale * dz - lift - slope * (x - mean).
-template <typename A>
-struct Columns {
-  const A *mean, *scale, *offset, *lift, *slope;
-};
-
-// S: type of x, grad and the results; R: type of the residual and its gradient; strides in elements between rows.
-template <typename S, typename R>
-struct NormJob {
-  using A = accumulator_t<S>;
-  int64_t rows, cols;
-  Activation activation;
-  const S* x;
-  int64_t x_stride;
-  const R* residual;  // or null
-  int64_t residual_stride;
-  Columns<A> columns;
-  const S* grad;
-  int64_t grad_stride;
-  S* out;  // the forward result or dx; null: not wanted
-  int64_t out_stride;
-  R* residual_grad;  // or null
-  int64_t residual_grad_stride;
-  A* tile;             // scratch of 3 * cols
-  double* first_sum;   // [cols]: means, or sums of dz * (x - mean)
-  double* second_sum;  // [cols]: sums of squared deviations, or of dz
-};
-
 // ---------------------------------------------------------------------------------------------------------------------
 // Mean and sum of squared deviations per column, into sums that start at zero. Each tile is summed as distances from its first
 // row, which bounds the loss by cancellation to kTileRows roundings whatever the mean is (one far element costs the tile's sum
 // d^2 * 64 roundings and adds d^2 to the true value); tiles are joined by the formula of Chan et al. 1979.
 
 template <typename S, typename R>
-FASTNAS_INLINE void moments_body(const NormJob<S, R>& job) {
+FASTNAS_INLINE void norm_moments_body(const NormJob<S, R>& job) {
   using A = accumulator_t<S>;
   const int64_t cols = job.cols;
   A* __restrict first = job.tile;
@@ -132,16 +101,16 @@ FASTNAS_INLINE void apply_block(const NormJob<S, R>& job, int64_t row) {
   const A* __restrict mean = job.columns.mean;
   const A* __restrict scale = job.columns.scale;
   const A* __restrict offset = job.columns.offset;
-  const int64_t cols = job.cols, xs = job.x_stride, rs = job.residual_stride, os = job.out_stride;
+  const int64_t cols = job.cols, xs = job.x_stride, ts = job.third_stride, os = job.out_stride;
   const S* __restrict x = job.x + row * xs;
-  const R* __restrict residual = kResidual ? job.residual + row * rs : nullptr;
+  const R* __restrict residual = kResidual ? job.third + row * ts : nullptr;
   S* __restrict out = job.out + row * os;
   FASTNAS_INDEPENDENT
   for (int64_t c = 0; c < cols; ++c) {
     const A m = mean[c], s = scale[c], o = offset[c];
     FASTNAS_EACH_ROW {
       A z = (widen(x[k * xs + c]) - m) * s + o;
-      if (kResidual) z += static_cast<A>(widen(residual[k * rs + c]));
+      if (kResidual) z += static_cast<A>(widen(residual[k * ts + c]));
       narrow(activate<kAct>(z), out[k * os + c]);
     }
   }
@@ -158,16 +127,16 @@ FASTNAS_INLINE void apply_rows(const NormJob<S, R>& job) {
 // ---------------------------------------------------------------------------------------------------------------------
 // The backward pass
 
-template <int kRows, Activation kAct, bool kResidual, typename S, typename R>
+template <int kRows, Activation kAct, Third kThird, typename S, typename R>
 FASTNAS_INLINE void gradient_sum_block(const NormJob<S, R>& job, int64_t row) {
   using A = accumulator_t<S>;
   const A* __restrict mean = job.columns.mean;
   const A* __restrict scale = job.columns.scale;
   const A* __restrict offset = job.columns.offset;
-  const int64_t cols = job.cols, xs = job.x_stride, rs = job.residual_stride, gs = job.grad_stride;
+  const int64_t cols = job.cols, xs = job.x_stride, ts = job.third_stride, gs = job.grad_stride;
   const S* __restrict x = job.x + row * xs;
   const S* __restrict grad = job.grad + row * gs;
-  const R* __restrict residual = kResidual ? job.residual + row * rs : nullptr;
+  const R* __restrict third = kThird == Third::kNone ? nullptr : job.third + row * ts;
   A* __restrict along = job.tile;
   A* __restrict plain = job.tile + cols;
   FASTNAS_INDEPENDENT
@@ -177,7 +146,8 @@ FASTNAS_INLINE void gradient_sum_block(const NormJob<S, R>& job, int64_t row) {
     FASTNAS_EACH_ROW {
       const A centred = widen(x[k * xs + c]) - m;
       A z = centred * s + o;
-      if (kResidual) z += static_cast<A>(widen(residual[k * rs + c]));
+      if (kThird == Third::kResidual) z += static_cast<A>(widen(third[k * ts + c]));
+      if (kThird == Third::kResult) z = static_cast<A>(widen(third[k * ts + c]));
       const A dz = activation_gradient<kAct>(static_cast<A>(widen(grad[k * gs + c])), z);
       sum_along += dz * centred;
       sum_plain += dz;
@@ -188,7 +158,7 @@ FASTNAS_INLINE void gradient_sum_block(const NormJob<S, R>& job, int64_t row) {
 }
 
 // first_sum += dz * (x - mean), second_sum += dz, per column
-template <Activation kAct, bool kResidual, typename S, typename R>
+template <Activation kAct, Third kThird, typename S, typename R>
 FASTNAS_INLINE void gradient_sum_rows(const NormJob<S, R>& job) {
   const int64_t cols = job.cols;
   for (int64_t begin = 0; begin < job.rows; begin += kTileRows) {
@@ -196,8 +166,8 @@ FASTNAS_INLINE void gradient_sum_rows(const NormJob<S, R>& job) {
     FASTNAS_INDEPENDENT
     for (int64_t c = 0; c < 2 * cols; ++c) job.tile[c] = 0;
     int64_t r = begin;
-    for (; r + kRowsAtOnce <= end; r += kRowsAtOnce) gradient_sum_block<kRowsAtOnce, kAct, kResidual>(job, r);
-    for (; r < end; ++r) gradient_sum_block<1, kAct, kResidual>(job, r);
+    for (; r + kRowsAtOnce <= end; r += kRowsAtOnce) gradient_sum_block<kRowsAtOnce, kAct, kThird>(job, r);
+    for (; r < end; ++r) gradient_sum_block<1, kAct, kThird>(job, r);
     FASTNAS_INDEPENDENT
     for (int64_t c = 0; c < cols; ++c) {
       job.first_sum[c] += job.tile[c];
@@ -206,7 +176,7 @@ FASTNAS_INLINE void gradient_sum_rows(const NormJob<S, R>& job) {
   }
 }
 
-template <int kRows, Activation kAct, bool kResidual, bool kInput, bool kResidualGrad, typename S, typename R>
+template <int kRows, Activation kAct, Third kThird, bool kInput, bool kResidualGrad, typename S, typename R>
 FASTNAS_INLINE void gradient_block(const NormJob<S, R>& job, int64_t row) {
   using A = accumulator_t<S>;
   const A* __restrict mean = job.columns.mean;
@@ -214,11 +184,11 @@ FASTNAS_INLINE void gradient_block(const NormJob<S, R>& job, int64_t row) {
   const A* __restrict offset = job.columns.offset;
   const A* __restrict lift = job.columns.lift;
   const A* __restrict slope = job.columns.slope;
-  const int64_t cols = job.cols, xs = job.x_stride, rs = job.residual_stride, gs = job.grad_stride;
+  const int64_t cols = job.cols, xs = job.x_stride, ts = job.third_stride, gs = job.grad_stride;
   const int64_t os = job.out_stride, ds = job.residual_grad_stride;
   const S* __restrict x = job.x + row * xs;
   const S* __restrict grad = job.grad + row * gs;
-  const R* __restrict residual = kResidual ? job.residual + row * rs : nullptr;
+  const R* __restrict third = kThird == Third::kNone ? nullptr : job.third + row * ts;
   S* __restrict out = kInput ? job.out + row * os : nullptr;
   R* __restrict residual_grad = kResidualGrad ? job.residual_grad + row * ds : nullptr;
   FASTNAS_INDEPENDENT
@@ -227,7 +197,8 @@ FASTNAS_INLINE void gradient_block(const NormJob<S, R>& job, int64_t row) {
     FASTNAS_EACH_ROW {
       const A centred = widen(x[k * xs + c]) - m;
       A z = centred * s + o;
-      if (kResidual) z += static_cast<A>(widen(residual[k * rs + c]));
+      if (kThird == Third::kResidual) z += static_cast<A>(widen(third[k * ts + c]));
+      if (kThird == Third::kResult) z = static_cast<A>(widen(third[k * ts + c]));
       const A dz = activation_gradient<kAct>(static_cast<A>(widen(grad[k * gs + c])), z);
       if (kInput) narrow(s * dz - (l + p * centred), out[k * os + c]);
       if (kResidualGrad) narrow(dz, residual_grad[k * ds + c]);
@@ -236,13 +207,23 @@ FASTNAS_INLINE void gradient_block(const NormJob<S, R>& job, int64_t row) {
 }
 
 // dx = scale * dz - lift - slope * (x - mean), dresidual = dz
-template <Activation kAct, bool kResidual, bool kInput, bool kResidualGrad, typename S, typename R>
+template <Activation kAct, Third kThird, bool kInput, bool kResidualGrad, typename S, typename R>
 FASTNAS_INLINE void gradient_rows(const NormJob<S, R>& job) {
   int64_t r = 0;
   for (; r + kRowsAtOnce <= job.rows; r += kRowsAtOnce) {
-    gradient_block<kRowsAtOnce, kAct, kResidual, kInput, kResidualGrad>(job, r);
+    gradient_block<kRowsAtOnce, kAct, kThird, kInput, kResidualGrad>(job, r);
   }
-  for (; r < job.rows; ++r) gradient_block<1, kAct, kResidual, kInput, kResidualGrad>(job, r);
+  for (; r < job.rows; ++r) gradient_block<1, kAct, kThird, kInput, kResidualGrad>(job, r);
 }
+
+// Defines a loop for all storage types, each compiled per instruction set. (target_clones and templates do not mix, so the types
+// are spelled out.)
+#define FASTNAS_COMPILE_FOR_NORM_TYPES(name)                                             \
+  FASTNAS_CLONES void name(const NormJob<float, float>& job) { name##_body(job); }       \
+  FASTNAS_CLONES void name(const NormJob<double, double>& job) { name##_body(job); }     \
+  FASTNAS_CLONES void name(const NormJob<BFloat16, BFloat16>& job) { name##_body(job); } \
+  FASTNAS_CLONES void name(const NormJob<BFloat16, float>& job) { name##_body(job); }    \
+  FASTNAS_CLONES void name(const NormJob<Float16, Float16>& job) { name##_body(job); }   \
+  FASTNAS_CLONES void name(const NormJob<Float16, float>& job) { name##_body(job); }
 
 }  // namespace fastnas

@@ -1,6 +1,7 @@
-// How a map [N, C, P] (P pixels) is cut for GroupNorm on the CPU, and the order in which its parts are visited.
+// How a map [N, C, P] (P pixels) is cut for GroupNorm and batch norm on the CPU, and the order in which its parts are visited.
+// To batch norm every channel is a group, of all images.
 //
-// A task is independent of other tasks and is visited twice (sums, then results) in units. Channels-last a task is one image and
+// A task of GroupNorm is independent of other tasks and is visited twice (sums, then results) in units. Channels-last a task is one image and
 // a unit a slice of its pixels: reading whole pixels in order is what memory is fastest at (measured: taking fewer channels at a
 // time, so that their pixels stay in the core's own cache, loses 1.3 to 2.5 times). Else a task is one group of an image, which
 // often fits that cache, and a unit one channel. The second visit goes backwards: what was read last is still in some cache.
@@ -13,7 +14,8 @@
 #include <cstdint>
 #include <vector>
 
-#include "group_norm_kernels.h"
+#include "../group_norm_shape.h"
+#include "norm_job.h"
 
 namespace fastnas {
 
@@ -25,9 +27,9 @@ struct Region {
   int64_t image, channel, channels, pixel, pixels, slice;
 };
 
-class GroupPlan {
+class NormPlan {
  public:
-  explicit GroupPlan(const GroupShape& shape)
+  explicit NormPlan(const GroupShape& shape)
       : shape_(shape), bundle_(shape.channels_last ? shape.channels : shape.per_group()) {
     if (!shape.channels_last) return;
     slice_ = std::max<int64_t>(kUnitElements / bundle_, (shape.pixels + kMaxSlices - 1) / kMaxSlices);
@@ -80,6 +82,41 @@ class GroupPlan {
     each_unit(sum);
     for (int64_t task = 0; task < all; ++task) settle(whole(task));
     if (results) each_unit(result);
+  }
+
+  // The same where what is settled belongs to all images: settle(channel, channels). Channels-last the whole map is visited before
+  // that, else the planes of one channel.
+  template <typename MakeScratch, typename Sum, typename Settle, typename Result>
+  void run_over_batch(bool sums, bool results, const MakeScratch& make_scratch, const Sum& sum, const Settle& settle,
+                      const Result& result) const {
+    if (!shape_.channels_last) {
+      const int64_t grain = std::max<int64_t>(1, kUnitElements / (shape_.images * shape_.pixels));
+      torch::stable::parallel_for(0, shape_.channels, grain, [&](int64_t first, int64_t last) {
+        auto scratch = make_scratch();
+        for (int64_t channel = first; channel < last; ++channel) {
+          const auto plane = [&](int64_t image) { return region(image * shape_.channels + channel, 0); };
+          for (int64_t image = 0; sums && image < shape_.images; ++image) sum(plane(image), scratch);
+          settle(channel, 1);
+          for (int64_t image = results ? shape_.images : 0; image-- > 0;) result(plane(image), scratch);
+        }
+      });
+      return;
+    }
+    const int64_t all = tasks() * units();
+    const int64_t grain = std::max<int64_t>(1, kUnitElements / (std::min(slice_, shape_.pixels) * shape_.channels));
+    const auto each_unit = [&](const auto& body) {
+      torch::stable::parallel_for(0, all, grain, [&](int64_t first, int64_t last) {
+        auto scratch = make_scratch();
+        for (int64_t i = first; i < last; ++i) body(i, scratch);
+      });
+    };
+    if (sums) each_unit([&](int64_t i, auto& scratch) { sum(region(i / units(), i % units()), scratch); });
+    settle(0, shape_.channels);
+    if (!results) return;
+    each_unit([&](int64_t i, auto& scratch) {  // backwards
+      const int64_t own = all - 1 - i;
+      result(region(own / units(), own % units()), scratch);
+    });
   }
 
  private:
