@@ -6,6 +6,7 @@
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,9 @@ from torchvision.ops import poolers
 from fastnas import ops
 
 ACTIVATIONS = {"none": lambda x: x, "relu": F.relu, "silu": F.silu}
+IN_PLACE = {"none": lambda x: x} | {
+    name: partial(getattr(F, name), inplace=True) for name in ("relu", "relu6", "silu")
+}
 
 
 def multiscale_roi_align(
@@ -38,6 +42,15 @@ def multiscale_roi_align(
 def group_norm_act(input, groups, weight=None, bias=None, eps=1e-5, activation="none", residual=None) -> Tensor:
     out = F.group_norm(input, groups, weight, bias, eps)
     return ACTIVATIONS[activation](out if residual is None else out + residual)
+
+
+def batch_norm_act(
+    input, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5, activation="none",
+    residual=None,
+) -> Tensor:  # fmt: skip
+    """In place behind the norm, as torchvision's and timm's blocks do it."""
+    out = F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    return IN_PLACE[activation](out if residual is None else out.add_(residual))
 
 
 def weighted_fusion(inputs, weights, size=None, method="fast", activation="none", eps=1e-4, padding="same") -> Tensor:
@@ -87,6 +100,7 @@ PEERS: dict[str, Callable] = {
     "batched_nms": torchvision.ops.batched_nms,
     "roi_align": torchvision.ops.roi_align,
     "multiscale_roi_align": multiscale_roi_align,
+    "batch_norm_act": batch_norm_act,
     "group_norm_act": group_norm_act,
     "weighted_fusion": weighted_fusion,
 }

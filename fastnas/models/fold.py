@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from fastnas.models.layers import BatchNormAct, Conv2d, DepthwiseConv2d, SameConv2d
+from fastnas.models.layers import AddAct, BatchNormAct, Conv2d, DepthwiseConv2d, SameConv2d
 from fastnas.ops import fold_standardized
 
 # Exactly these: a convolution that computes its weights in forward cannot take a norm in.
@@ -44,7 +44,8 @@ def fold_batch_norms(module: M) -> M:
             norm = getattr(parent, name.replace("conv", "norm"), None)
             if "conv" in name and _can_fold(conv, norm):
                 setattr(parent, name, _with_norm(conv, norm))
-                setattr(parent, name.replace("conv", "norm"), norm.rest if isinstance(norm, BatchNormAct) else nn.Identity())
+                rest = AddAct(norm.activation) if isinstance(norm, BatchNormAct) else nn.Identity()
+                setattr(parent, name.replace("conv", "norm"), rest)
     return module
 
 

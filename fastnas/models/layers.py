@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from fastnas import ops
 from fastnas.blueprint import blocks as spec
 from fastnas.ops import GroupNormAct, WSConv2d
+from fastnas.ops.batch_norm import IN_PLACE
 
 
 class Conv2d(nn.Conv2d):
@@ -27,8 +28,9 @@ class DepthwiseConv2d(ops.DepthwiseConv2d):
         pass
 
 
-class BatchNorm2d(nn.BatchNorm2d):
-    """PyTorch's, but nothing is filled in on the meta device: it would take a third of the time of building a detector there."""
+class BatchNormAct(ops.BatchNormAct):
+    """That of `fastnas.ops`, but nothing is filled in on the meta device: it would take a third of the time of building a detector
+    there."""
 
     def reset_parameters(self) -> None:
         if not self.weight.is_meta:
@@ -52,8 +54,8 @@ def conv(cin: int, cout: int, kernel: int, stride: int = 1, groups: int = 1, bia
 
 
 class AddAct(nn.Module):
-    """Addition of a residual and relu, both written into `x`: what a `BatchNormAct` does besides, once its norm is folded into a
-    convolution."""
+    """Addition of a residual and activation, both written into `x`: what a `BatchNormAct` does besides, once its norm is folded
+    into a convolution."""
 
     def __init__(self, activation: str):
         super().__init__()
@@ -62,18 +64,7 @@ class AddAct(nn.Module):
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         if residual is not None:
             x += residual  # a map of its own, not yet in the cache, would cost more than the addition
-        return F.relu(x, inplace=True) if self.activation == "relu" else x
-
-
-class BatchNormAct(BatchNorm2d):
-    """Batch norm, addition of a residual and relu in one module, so that blocks read the same for both kinds of norm."""
-
-    def __init__(self, channels: int, activation: str):
-        super().__init__(channels)
-        self.rest = AddAct(activation)
-
-    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        return self.rest(super().forward(input), residual)
+        return IN_PLACE[self.activation](x)
 
 
 def make_norm(kind: str, channels: int, activation: str = "none", most: int = 32) -> nn.Module:
@@ -82,7 +73,7 @@ def make_norm(kind: str, channels: int, activation: str = "none", most: int = 32
     kind, most: bn, or as for `fastnas.blueprint.blocks.norm_groups`.
     """
     if kind == "bn":
-        return BatchNormAct(channels, activation)
+        return BatchNormAct(channels, activation=activation)
     return GroupNormAct(spec.norm_groups(kind, channels, most), channels, activation=activation)
 
 
@@ -98,9 +89,9 @@ class ConvNorm(nn.Module):
         return self.norm(self.conv(x))
 
 
-def tf_batch_norm(channels: int) -> BatchNorm2d:
+def tf_batch_norm(channels: int, activation: str = "none") -> BatchNormAct:
     """With EfficientNet's and EfficientDet's eps and momentum (in PyTorch's sense, 1 - decay)."""
-    return BatchNorm2d(channels, eps=1e-3, momentum=0.01)
+    return BatchNormAct(channels, eps=1e-3, momentum=0.01, activation=activation)
 
 
 class SameConv2d(Conv2d):

@@ -95,6 +95,17 @@ def test_group_norm_act_of_the_peer(peers, activation):
         torch.testing.assert_close(peers.group_norm_act(x, 4, **arguments), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("activation", ["none", "relu", "relu6", "silu"])
+def test_batch_norm_act_of_the_peer(peers, activation):
+    x, residual, weight, bias = torch.randn(2, 8, 5, 6), torch.randn(2, 8, 5, 6), torch.randn(8), torch.randn(8)
+    running = [[torch.zeros(8), torch.ones(8)] for _ in range(2)]
+    for more in ({"training": True}, {"training": True, "residual": residual}, {"training": False}):
+        arguments = dict(weight=weight, bias=bias, activation=activation, momentum=0.3, **more)
+        expected = ops.batch_norm_act(x, *running[0], **arguments)
+        torch.testing.assert_close(peers.batch_norm_act(x, *running[1], **arguments), expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(*running, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.skipif(not hasattr(ops, "weighted_fusion"), reason="no such operator yet")
 @pytest.mark.parametrize("method", ["fast", "softmax", "sum"])
 @pytest.mark.parametrize("padding", ["same", "symmetric"])

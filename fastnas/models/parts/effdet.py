@@ -2,7 +2,6 @@
 
 import math
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastnas.blueprint import blocks as spec
@@ -23,12 +22,12 @@ class HeadTower(nn.Module):
         self.pointwise = nn.ModuleList(conv(cin, cout, 1, bias=bias) for cin, cout in repeated)
         self.pointwise.append(conv(last, out, 1, bias=True))
         self.norms = nn.ModuleList(
-            nn.ModuleList(tf_batch_norm(cout) for _ in range(s.levels)) for _, cout in repeated
+            nn.ModuleList(tf_batch_norm(cout, "silu") for _ in range(s.levels)) for _, cout in repeated
         )
 
     def forward(self, x: Tensor, use: int = 0) -> Tensor:
         for depthwise, pointwise, norms in zip(self.depthwise, self.pointwise, self.norms, strict=False):
-            x = F.silu(norms[use](pointwise(depthwise(x))), inplace=True)
+            x = norms[use](pointwise(depthwise(x)))
         return self.pointwise[-1](self.depthwise[-1](x))
 
     def at(self, use: int) -> "LevelTower":
@@ -61,5 +60,5 @@ class LevelTower(nn.Module):
         for index in range(self.repeats + 1):
             x = getattr(self, f"conv{index}")(getattr(self, f"depthwise{index}")(x))
             if index < self.repeats:
-                x = F.silu(getattr(self, f"norm{index}")(x), inplace=True)
+                x = getattr(self, f"norm{index}")(x)
         return x

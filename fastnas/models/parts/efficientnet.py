@@ -1,6 +1,5 @@
 """Modules of EfficientNet (`fastnas.blueprint.parts.efficientnet`)."""
 
-import torch.nn.functional as F
 from torch import nn
 
 from fastnas.models.layers import initialize_convs
@@ -8,14 +7,14 @@ from fastnas.models.parts.mobile import InvertedBottleneck, MobileStem
 
 
 class SiluStem(MobileStem):
-    activation = staticmethod(F.silu)
+    activation = "silu"
 
     def initialize(self) -> None:
         initialize_efficientnet(self)
 
 
 class MobileBlock(InvertedBottleneck):
-    activation = staticmethod(F.silu)
+    activation = "silu"
 
     def initialize(self) -> None:
         initialize_efficientnet(self)
