@@ -46,7 +46,7 @@ def group_norm_act(input, groups, weight=None, bias=None, eps=1e-5, activation="
 
 def batch_norm_act(
     input, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5, activation="none",
-    residual=None,
+    residual=None, inplace=False,
 ) -> Tensor:  # fmt: skip
     """In place behind the norm, as torchvision's and timm's blocks do it."""
     out = F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)

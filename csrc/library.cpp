@@ -75,6 +75,11 @@ STABLE_TORCH_LIBRARY(fastnas, m) {
       "batch_norm_act(Tensor input, Tensor? mean, Tensor? var, Tensor? weight, Tensor? bias, float eps, str activation, "
       "Tensor? residual) -> (Tensor, Tensor, Tensor, Tensor)");
 
+  // The same with given statistics, written over input.
+  m.def(
+      "batch_norm_act_(Tensor(a!) input, Tensor mean, Tensor var, Tensor? weight, Tensor? bias, float eps, str activation, "
+      "Tensor? residual) -> ()");
+
   // third: behind an activation with a residual, the residual (silu) or the result (relu, relu6). frozen: mean and rstd were given.
   // wanted: of input, weight, bias, residual -> their gradients, [0] for those not wanted; the residual's in the type of third.
   m.def(

@@ -9,7 +9,6 @@
 #include <tuple>
 
 #include "batch_norm_common.h"
-#include "memory.h"
 
 namespace fastnas {
 namespace {
@@ -55,8 +54,12 @@ void forward(const GroupShape& shape, const Maps<S, R>& maps, bool of_batch, con
   const auto settle = [&](int64_t channel, int64_t channels) {
     if (of_batch) settle_batch(channel, channel + channels);
     for (int64_t c = channel; c < channel + channels; ++c) {
-      parameters.mean[c] = statistics.mean[c];
-      parameters.scale[c] = statistics.rstd[c] * weight[c];
+      const A scale = parameters.scale[c] = statistics.rstd[c] * weight[c];
+      if (of_batch) {
+        parameters.mean[c] = statistics.mean[c];
+      } else {  // x * scale + offset with torch's roundings: detectors that are deployed give what torch's give
+        parameters.offset[c] -= statistics.mean[c] * scale;
+      }
     }
   };
 
@@ -68,41 +71,52 @@ void forward(const GroupShape& shape, const Maps<S, R>& maps, bool of_batch, con
   plan.run_over_batch(of_batch, true, make_scratch, sum, settle, result);
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_act(
-    const Tensor& input, const std::optional<Tensor>& given_mean, const std::optional<Tensor>& given_variance,
-    const std::optional<Tensor>& weight, const std::optional<Tensor>& bias, double eps, const std::string& activation_name,
-    const std::optional<Tensor>& residual) {
+struct Arguments {
+  const Tensor& input;
+  const std::optional<Tensor>&mean, &variance, &weight, &bias;
+  double eps;
+  const std::string& activation_name;
+  const std::optional<Tensor>& residual;
+};
+struct Results {
+  Tensor out, mean, rstd, variance;
+};
+
+// Into `into`, or into new memory. (Of large pages, as GroupNorm asks for them, nothing is left to gain in a whole detector: there
+// the system spends longer on finding them than they save.)
+Results run(const Arguments& given, const Tensor* into) {
+  const Tensor& input = given.input;
   const GroupShape shape = batch_norm_shape(input);
-  const Activation activation = batch_norm_activation(activation_name);
-  check_eps(eps);
-  check_per_channel(given_mean, "running_mean", input);
-  check_per_channel(given_variance, "running_var", input);
-  check(given_mean.has_value() == given_variance.has_value(), "running_var: expected together with running_mean");
-  check_per_channel(weight, "weight", input);
-  check_per_channel(bias, "bias", input);
-  if (residual) check_like(*residual, "residual", input);
-  Tensor out = empty_map(input, input.scalar_type(), shape.channels_last);
-  ask_for_large_pages(out);
-  const bool of_batch = !given_mean;
+  const Activation activation = batch_norm_activation(given.activation_name);
+  check_eps(given.eps);
+  check_per_channel(given.mean, "running_mean", input);
+  check_per_channel(given.variance, "running_var", input);
+  check(given.mean.has_value() == given.variance.has_value(), "running_var: expected together with running_mean");
+  check_per_channel(given.weight, "weight", input);
+  check_per_channel(given.bias, "bias", input);
+  if (given.residual) check_like(*given.residual, "residual", input);
+  const bool of_batch = !given.mean;
   const auto per_channel_result = [&](int64_t size) { return torch::stable::new_zeros(input, {size}, sum_type(input)); };
-  Tensor mean = per_channel_result(shape.channels), rstd = per_channel_result(shape.channels);
-  Tensor variance = per_channel_result(of_batch ? shape.channels : 0);
+  Results results{into ? *into : empty_map(input, input.scalar_type(), shape.channels_last), per_channel_result(shape.channels),
+                  per_channel_result(shape.channels), per_channel_result(of_batch ? shape.channels : 0)};
 
   const Tensor x = in_layout(input, shape.channels_last);
+  check(!into || x.const_data_ptr() == into->const_data_ptr(), "input: expected a map without gaps to be written in place");
   std::optional<Tensor> added;
-  if (residual) added = residual_for(*residual, input, shape.channels_last);
+  if (given.residual) added = residual_for(*given.residual, input, shape.channels_last);
   with_storages(x, added, [&](auto storage, auto residual_storage) {
     using S = decltype(storage);
     using R = decltype(residual_storage);
     using A = accumulator_t<S>;
-    const Statistics<A> statistics{static_cast<A*>(mean.mutable_data_ptr()), static_cast<A*>(rstd.mutable_data_ptr()),
-                                   static_cast<A*>(variance.mutable_data_ptr())};
+    const Statistics<A> statistics{static_cast<A*>(results.mean.mutable_data_ptr()),
+                                   static_cast<A*>(results.rstd.mutable_data_ptr()),
+                                   static_cast<A*>(results.variance.mutable_data_ptr())};
     if (!of_batch) {
-      const std::vector<A> means = per_channel<A>(given_mean, shape.channels, A(0));
-      const std::vector<A> variances = per_channel<A>(given_variance, shape.channels, A(1));
+      const std::vector<A> means = per_channel<A>(given.mean, shape.channels, A(0));
+      const std::vector<A> variances = per_channel<A>(given.variance, shape.channels, A(1));
       for (int64_t c = 0; c < shape.channels; ++c) {
         statistics.mean[c] = means[c];
-        statistics.rstd[c] = static_cast<A>(1 / std::sqrt(variances[c] + eps));
+        statistics.rstd[c] = A(1) / std::sqrt(variances[c] + static_cast<A>(given.eps));
       }
     }
     if (shape.empty()) return;
@@ -113,16 +127,35 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_act(
       maps.third = read_view<R>(*added);
       maps.third_kind = Third::kResidual;
     }
-    maps.out = write_view<S>(out);
+    maps.out = write_view<S>(results.out);
     const GroupShape folded = fold_images(shape, maps);
-    forward<S, R>(folded, maps, of_batch, per_channel<A>(weight, shape.channels, A(1)),
-                  per_channel<A>(bias, shape.channels, A(0)), eps, statistics);
+    forward<S, R>(folded, maps, of_batch, per_channel<A>(given.weight, shape.channels, A(1)),
+                  per_channel<A>(given.bias, shape.channels, A(0)), given.eps, statistics);
   });
-  return {out, mean, rstd, variance};
+  return results;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_act(
+    const Tensor& input, const std::optional<Tensor>& mean, const std::optional<Tensor>& variance,
+    const std::optional<Tensor>& weight, const std::optional<Tensor>& bias, double eps, const std::string& activation,
+    const std::optional<Tensor>& residual) {
+  const Results results = run({input, mean, variance, weight, bias, eps, activation, residual}, nullptr);
+  return {results.out, results.mean, results.rstd, results.variance};
+}
+
+// The loops read every element once, before they write it.
+void batch_norm_act_(
+    const Tensor& input, const Tensor& mean, const Tensor& variance, const std::optional<Tensor>& weight,
+    const std::optional<Tensor>& bias, double eps, const std::string& activation, const std::optional<Tensor>& residual) {
+  const std::optional<Tensor> given_mean = mean, given_variance = variance;
+  run({input, given_mean, given_variance, weight, bias, eps, activation, residual}, &input);
 }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(fastnas, CPU, m) { m.impl("batch_norm_act", TORCH_BOX(&batch_norm_act)); }
+STABLE_TORCH_LIBRARY_IMPL(fastnas, CPU, m) {
+  m.impl("batch_norm_act", TORCH_BOX(&batch_norm_act));
+  m.impl("batch_norm_act_", TORCH_BOX(&batch_norm_act_));
+}
 
 }  // namespace fastnas

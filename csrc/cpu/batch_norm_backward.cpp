@@ -11,7 +11,6 @@
 #include <tuple>
 
 #include "batch_norm_common.h"
-#include "memory.h"
 
 namespace fastnas {
 namespace {
@@ -100,8 +99,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_act_backward(
   std::optional<Tensor> read;
   if (third) read = residual_for(*third, input, shape.channels_last);
   GroupGradients results(shape, input, read, wanted);
-  ask_for_large_pages(results.input);
-  ask_for_large_pages(results.residual);
   if (shape.empty()) return results.in_types_of(input, weight, bias, third);
 
   const Tensor x = in_layout(input, shape.channels_last);

@@ -29,8 +29,11 @@ class DepthwiseConv2d(ops.DepthwiseConv2d):
 
 
 class BatchNormAct(ops.BatchNormAct):
-    """That of `fastnas.ops`, but nothing is filled in on the meta device: it would take a third of the time of building a detector
-    there."""
+    """That of `fastnas.ops`, behind a convolution. Nothing is filled in on the meta device: it would take a third of the time of
+    building a detector there."""
+
+    def __init__(self, channels: int, activation: str = "none", eps: float = 1e-5, momentum: float = 0.1):
+        super().__init__(channels, eps, momentum, activation=activation, inplace=True)
 
     def reset_parameters(self) -> None:
         if not self.weight.is_meta:
@@ -73,7 +76,7 @@ def make_norm(kind: str, channels: int, activation: str = "none", most: int = 32
     kind, most: bn, or as for `fastnas.blueprint.blocks.norm_groups`.
     """
     if kind == "bn":
-        return BatchNormAct(channels, activation=activation)
+        return BatchNormAct(channels, activation)
     return GroupNormAct(spec.norm_groups(kind, channels, most), channels, activation=activation)
 
 
@@ -91,7 +94,7 @@ class ConvNorm(nn.Module):
 
 def tf_batch_norm(channels: int, activation: str = "none") -> BatchNormAct:
     """With EfficientNet's and EfficientDet's eps and momentum (in PyTorch's sense, 1 - decay)."""
-    return BatchNormAct(channels, eps=1e-3, momentum=0.01, activation=activation)
+    return BatchNormAct(channels, activation, eps=1e-3, momentum=0.01)
 
 
 class SameConv2d(Conv2d):

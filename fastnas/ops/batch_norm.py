@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from fastnas.ops._layout import as_map, empty_like_layout, sum_type
+from fastnas.ops._layout import as_map, empty_like_layout, is_channels_last, sum_type
 from fastnas.ops._library import register_fake, require_library
 
 
@@ -27,6 +27,7 @@ def batch_norm_act(
     eps: float = 1e-5,
     activation: str = "none",
     residual: Tensor | None = None,
+    inplace: bool = False,
 ) -> Tensor:
     """activation(batch_norm(input) * weight + bias + residual), each channel with its own mean and (biased) variance.
 
@@ -41,6 +42,8 @@ def batch_norm_act(
         eps: added to the variance.
         activation: "none", "relu", "relu6" or "silu".
         residual: of the shape of `input`, of any floating type and layout, added before the activation.
+        inplace: that the result may be written over `input`, where nothing needs a gradient and `training` is False: a large map of
+            its own costs more than the arithmetic.
 
     Returns:
         In the shape and type of `input`; channels-last where its channels are innermost, else contiguous. Sums are fp32 or
@@ -66,6 +69,11 @@ def batch_norm_act(
             input, running_mean, running_var, weight, bias, training, momentum, eps, activation, residual
         )
     require_library()
+    if inplace and not training and not _needs_gradient(input, weight, bias, residual) and _has_no_gaps(input):
+        torch.ops.fastnas.batch_norm_act_.default(
+            input, running_mean, running_var, weight, bias, eps, activation, residual
+        )
+        return input
     map_of = _unchanged if input.dim() == 4 else as_map
     given = (None, None) if training else (running_mean, running_var)
     added = None if residual is None else map_of(residual)
@@ -79,6 +87,8 @@ def batch_norm_act(
 class BatchNormAct(nn.BatchNorm2d):
     """`batch_norm_act` with learned weight and bias; parameters, buffers and state dict are those of `nn.BatchNorm2d`.
 
+    inplace: for a norm that alone reads its input, as behind a convolution.
+
     forward(input, residual=None): as for `batch_norm_act`, input [N, C, H, W].
     """
 
@@ -90,11 +100,12 @@ class BatchNormAct(nn.BatchNorm2d):
         affine: bool = True,
         track_running_stats: bool = True,
         activation: str = "none",
+        inplace: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ):
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype)
-        self.activation = activation
+        self.activation, self.inplace = activation, inplace
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         self._check_input_dim(input)
@@ -106,7 +117,7 @@ class BatchNormAct(nn.BatchNorm2d):
         of_batch = self.training or self.running_mean is None
         running = (self.running_mean, self.running_var) if moves or not of_batch else (None, None)
         return batch_norm_act(
-            input, *running, self.weight, self.bias, of_batch, momentum or 0.0, self.eps, self.activation, residual
+            input, *running, self.weight, self.bias, of_batch, momentum or 0.0, self.eps, self.activation, residual, self.inplace
         )
 
     def extra_repr(self) -> str:
@@ -139,6 +150,16 @@ def _composed(
     return IN_PLACE[activation](values if residual is None else values.add_(residual))
 
 
+def _needs_gradient(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
+def _has_no_gaps(input: Tensor) -> bool:
+    return input.dim() == 4 and (
+        input.is_contiguous(memory_format=torch.channels_last) if is_channels_last(input) else input.is_contiguous()
+    )
+
+
 def _unchanged(values: Tensor) -> Tensor:
     return values
 
@@ -164,7 +185,7 @@ def _map_norm(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The result, the mean used and, unless it was given, the batch's unbiased variance."""
     # The autograd function stands outside the operator, so inference does not pay for it.
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (input, weight, bias, residual)):
+    if _needs_gradient(input, weight, bias, residual):
         return _BatchNormAct.apply(input, weight, bias, residual, mean, var, eps, activation)
     out, mean, _, var = torch.ops.fastnas.batch_norm_act.default(
         input, mean, var, weight, bias, eps, activation, residual
@@ -266,3 +287,17 @@ def _batch_norm_act_backward_shapes(
         like_channels(wanted[2], types[1]),
         like_map(wanted[3], types[2]),
     )
+
+
+@register_fake("batch_norm_act_")
+def _batch_norm_act_in_place(
+    input: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    activation: str,
+    residual: Tensor | None,
+) -> None:
+    pass

@@ -111,6 +111,25 @@ def test_the_module_is_a_batch_norm(track, affine, momentum):
         own(input[0])
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_in_place_where_nothing_needs_a_gradient(dtype, layout):
+    own, other = (ops.BatchNormAct(16, activation="relu", inplace=inplace).eval() for inplace in (True, False))
+    for module in (own, other):
+        module.running_mean += 0.5
+    for shape in ((2, 16, 5, 5), (2, 16, 1, 1), (1, 16, 70, 101)):
+        input, residual = (random(*shape, seed=seed, dtype=dtype, layout=layout) for seed in range(2))
+        for more in ((), (residual,)):
+            expected, given = other(input, *more).detach(), input.clone()
+            assert not torch.equal(own(given, *more), given), "the parameters need gradients"
+            with torch.no_grad():
+                gapped = torch.cat([given, given], 3)[..., : shape[3]]
+                assert torch.equal(own(gapped, *more), expected) and torch.equal(gapped, given)
+                assert own(given, *more) is given and torch.equal(given, expected)
+                copy.deepcopy(own).train()(given, *more)
+                assert torch.equal(given, expected)
+
+
 def test_under_autocast_the_map_keeps_its_type():
     module, input = ops.BatchNormAct(8, activation="silu"), random(2, 8, 5, 5, dtype=torch.bfloat16)
     with torch.autocast("cpu", torch.bfloat16):
@@ -172,6 +191,8 @@ def test_opcheck(layout):
     for statistics in ((None, None), (bias, weight.abs())):
         for args in ((weight, bias, 1e-5, "relu6", residual), (None, None, 1e-5, "none", None)):
             torch.library.opcheck(forward, (input, *statistics, *args))
+    in_place = torch.ops.fastnas.batch_norm_act_.default
+    torch.library.opcheck(in_place, (input.clone(), bias, weight.abs(), weight, bias, 1e-5, "relu", residual))
     _, mean, rstd, _ = forward(input, None, None, weight, bias, 1e-5, "silu", residual)
     for wanted in ([True] * 4, [False, True, False, True], [True, False, False, False]):
         for frozen in (False, True):
@@ -198,5 +219,7 @@ def test_compiles_and_exports_whole(layout, training):
         torch.testing.assert_close(own, other, rtol=0, atol=0)
     torch.testing.assert_close(dict(module.named_buffers()), dict(twin.named_buffers()), rtol=0, atol=0)
     assert module.num_batches_tracked == training
-    exported = torch.export.export(module.eval(), (input.detach(), residual.detach()))
-    torch.testing.assert_close(exported.module()(input, residual), module(input, residual), rtol=0, atol=0)
+    module.eval().requires_grad_(False).inplace = True
+    exported = torch.export.export(module, (input.detach(), residual.detach()))
+    expected = module(input.detach().clone(), residual.detach())
+    torch.testing.assert_close(exported.module()(input.detach(), residual.detach()), expected, rtol=0, atol=0)

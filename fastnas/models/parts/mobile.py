@@ -12,7 +12,7 @@ from fastnas.models.layers import BatchNormAct, DepthwiseConv2d, conv, initializ
 
 def batch_norm(kind: str, channels: int, activation: str = "none") -> BatchNormAct:
     """kind: tf | torch, whose eps and momentum differ."""
-    return tf_batch_norm(channels, activation) if kind == "tf" else BatchNormAct(channels, activation=activation)
+    return tf_batch_norm(channels, activation) if kind == "tf" else BatchNormAct(channels, activation)
 
 
 class MobileStem(nn.Module):
