@@ -88,7 +88,7 @@ def build(
 
 
 def cases(device: torch.device) -> Iterator[Case]:
-    for channels, side, kernel, stride in SHAPES:
+    for channels, side, kernel, stride in SHAPES if device.type == "cpu" else SHAPES[:1]:  # on a GPU ours is torch's
         for dtype_name, dtype in DTYPES.items():
             for direction, goal in GOALS.items():
                 yield Case(
