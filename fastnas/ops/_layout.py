@@ -28,3 +28,26 @@ def as_map(values: Tensor) -> Tensor:
 
 def sum_type(input: Tensor) -> torch.dtype:
     return torch.float64 if input.dtype == torch.float64 else torch.float32
+
+
+def empty_gradients(
+    input: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, wanted: list[bool]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What the backward pass of a norm gives: gradients of all four, each in its own type and empty where it is not wanted.
+
+    residual: or whatever has its shape and type.
+    """
+    weight_type, bias_type, residual_type = (input.dtype if like is None else like.dtype for like in (weight, bias, residual))
+
+    def like_map(is_wanted: bool, dtype: torch.dtype) -> Tensor:
+        return empty_like_layout(input, tuple(input.shape), dtype) if is_wanted else input.new_empty((0,), dtype=dtype)
+
+    def like_channels(is_wanted: bool, dtype: torch.dtype) -> Tensor:
+        return input.new_empty((input.size(1) if is_wanted else 0,), dtype=dtype)
+
+    return (
+        like_map(wanted[0], input.dtype),
+        like_channels(wanted[1], weight_type),
+        like_channels(wanted[2], bias_type),
+        like_map(wanted[3], residual_type),
+    )

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from fastnas.ops._layout import as_map, empty_like_layout, is_channels_last, sum_type
+from fastnas.ops._layout import as_map, empty_gradients, empty_like_layout, is_channels_last, sum_type
 from fastnas.ops._library import register_fake, require_library
 
 
@@ -274,19 +274,7 @@ def _batch_norm_act_backward_shapes(
     third: Tensor | None,
     wanted: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    def like_map(is_wanted: bool, dtype: torch.dtype) -> Tensor:
-        return empty_like_layout(input, tuple(input.shape), dtype) if is_wanted else input.new_empty((0,), dtype=dtype)
-
-    def like_channels(is_wanted: bool, dtype: torch.dtype) -> Tensor:
-        return input.new_empty((input.size(1) if is_wanted else 0,), dtype=dtype)
-
-    types = [input.dtype if like is None else like.dtype for like in (weight, bias, third)]
-    return (
-        like_map(wanted[0], input.dtype),
-        like_channels(wanted[1], types[0]),
-        like_channels(wanted[2], types[1]),
-        like_map(wanted[3], types[2]),
-    )
+    return empty_gradients(input, weight, bias, third, wanted)
 
 
 @register_fake("batch_norm_act_")
