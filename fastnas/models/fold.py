@@ -18,7 +18,7 @@ M = TypeVar("M", bound=nn.Module)
 
 @torch.no_grad()
 def folded(model: M, dtype: torch.dtype | None = None) -> M:
-    """A copy of a detector, or of any block, for inference: it computes the same in fewer passes over its maps.
+    """A copy of a detector, or of any block, for inference: it computes the same without the norms that a convolution takes in.
 
     The model stays as it is, and what is done to it later does not reach the copy. The copy is in eval mode and has no gradients.
     Norms that are not behind one convolution alone stay: of heads that have one for each level, and group norms.
